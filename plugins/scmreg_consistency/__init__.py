@@ -1,0 +1,143 @@
+"""Continuous-time consistency models (sCM): training (sCT) and distillation (sCD)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from scmreg.component import Component
+from scmreg.denoiser import Denoiser
+from scmreg.hookspecs import hookimpl
+from scmreg.objective import Loss, Nets, Objective, ObjectiveModule, Phase, Setup
+from scmreg.proposal import Proposal
+from scmreg.tangent import Normalization, consistency_tangent, evaluate_with_jvp, motion, normalize
+from scmreg.types import Batch, Conditions, NonNegative, NonNegativeInt
+from scmreg.weighting import Weighting
+
+__all__ = ["SCD", "SCT"]
+
+
+class ContinuousModule(ObjectiveModule):
+    """The loss of sCT and sCD (sCM, Algorithm 1), on any process."""
+
+    phases = (Phase("main", own=("weighting",)),)
+
+    def __init__(self, objective: ContinuousConsistency, setup: Setup) -> None:
+        super().__init__()
+        self.objective = objective
+        self.setup = (setup,)  # in a tuple: used, not owned
+        self.weighting = objective.weighting.build(setup.denoiser.process)
+
+    def loss(self, phase: str, nets: Nets, batch: Batch, step: int, rng: torch.Generator) -> Loss:
+        """Return the consistency loss of one batch (Eq. 8)."""
+        (setup,) = self.setup
+        objective, denoiser = self.objective, setup.denoiser
+        process, x0 = denoiser.process, batch.x0
+        t = objective.proposal.sample(process, len(x0), rng).to(x0.device)
+        noise = torch.randn(x0.shape, generator=rng, device=rng.device).to(x0)
+        x = process.perturb(x0, noise, t)
+
+        at = motion(denoiser, x, t, *objective.direction(setup.teacher, x, t, x0, noise, batch.cond))
+        value, jvp_hat = evaluate_with_jvp(nets["model"], denoiser, at, batch.cond, setup.tangent_pass)
+        warmup = min(1.0, step / objective.warmup) if objective.warmup else 1.0
+        raw = consistency_tangent(value.detach(), jvp_hat, at, process.sigma_data, warmup)
+        g = normalize(raw, objective.normalization, objective.c)
+
+        # F - sg(F) is zero in value and carries the gradient.
+        per_sample = (value - value.detach() - g).square().flatten(1).mean(1)
+        total = self.weighting(per_sample, t).mean()
+        tangent_norm = torch.linalg.vector_norm(raw.flatten(1), dim=1)
+        return Loss(total, per_sample.detach(), at.t_hat, {"tangent_norm": tangent_norm})
+
+
+class ContinuousConsistency(Objective):
+    """What sCT and sCD share: everything but where ``dx/dt`` comes from."""
+
+    needs_boundary = True
+    few_step = True
+    sampler = "consistency"
+
+    weighting: Weighting = Weighting.default("adaptive")
+    """Weight of each time; the prior weight 1/(sigma_data tan t) is already part of the loss."""
+    proposal: Proposal = Proposal.default("lognormal")
+    """Distribution of training times."""
+    normalization: Normalization = "l2"
+    """Treatment of the tangent: its norm over all dimensions (``l2``), over their root mean square (``rms``), element by
+    element (``clip``), or none. Learning rates do not transfer between them."""
+    c: NonNegative = 0.1
+    """Added to the norm of the tangent, so that small tangents stay small."""
+    warmup: NonNegativeInt = 10_000
+    """Steps over which the unstable part of the tangent grows to its full size."""
+
+    @abstractmethod
+    def direction(
+        self, teacher: Denoiser | None, x: Tensor, t: Tensor, x0: Tensor, noise: Tensor, cond: Conditions
+    ) -> tuple[Tensor, Tensor]:
+        """Return the pair of data and noise along whose path the sample moves."""
+
+    def build(self, setup: Setup) -> ObjectiveModule:
+        """Return the module that computes the loss."""
+        return ContinuousModule(self, setup)
+
+
+class SCT(ContinuousConsistency, name="sct"):
+    """Train a consistency model on data alone: the tangent follows the path of each data-noise pair."""
+
+    formula = "e^{w(t)}/D ||F - sg(F) - g||² - w(t),  g = normalized cos(t̂) df/dt̂ along dx/dt = alpha' x_0 + sigma' noise"
+    reference = "Lu & Song 2024 (sCM), arXiv:2410.11081, Algorithm 1 and Eq. 8 (consistency training)"
+
+    start: Literal["teacher", "scratch"] = "teacher"
+    """Whether training starts from the averaged weights of a diffusion model (App. G) or from fresh ones."""
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether training starts from one."""
+        return self.start == "teacher"
+
+    @property
+    def starts_from_teacher(self) -> bool:
+        """Whether training starts from one."""
+        return self.start == "teacher"
+
+    def direction(
+        self, teacher: Denoiser | None, x: Tensor, t: Tensor, x0: Tensor, noise: Tensor, cond: Conditions
+    ) -> tuple[Tensor, Tensor]:
+        """Return the data and noise that ``x`` was made of."""
+        return x0, noise
+
+
+class SCD(ContinuousConsistency, name="scd"):
+    """Distil a diffusion model into a consistency model: the tangent follows the teacher's probability flow."""
+
+    formula = "e^{w(t)}/D ||F - sg(F) - g||² - w(t),  g = normalized cos(t̂) df/dt̂ along the teacher's dx/dt"
+    reference = "Lu & Song 2024 (sCM), arXiv:2410.11081, Algorithm 1 and Eq. 8 (consistency distillation)"
+
+    start: Literal["teacher", "scratch"] = "teacher"
+    """Whether training starts from the teacher's averaged weights or from fresh ones."""
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Always: it is what is distilled."""
+        return True
+
+    @property
+    def starts_from_teacher(self) -> bool:
+        """Whether training starts from its weights."""
+        return self.start == "teacher"
+
+    def direction(
+        self, teacher: Denoiser | None, x: Tensor, t: Tensor, x0: Tensor, noise: Tensor, cond: Conditions
+    ) -> tuple[Tensor, Tensor]:
+        """Return the data and noise that the teacher predicts at ``x``."""
+        assert teacher is not None, "the composition was checked: scd has a teacher"
+        with torch.no_grad():
+            return teacher.predictions(teacher(x, t, cond), x, t)
+
+
+@hookimpl
+def scmreg_components() -> list[type[Component]]:
+    """Register what this package adds."""
+    return [SCT, SCD]

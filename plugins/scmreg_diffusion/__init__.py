@@ -1,0 +1,82 @@
+"""The diffusion objective: learn to denoise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from scmreg.component import Component
+from scmreg.coordinates import trig_time
+from scmreg.hookspecs import hookimpl
+from scmreg.objective import Loss, Nets, Objective, ObjectiveModule, Phase, Setup
+from scmreg.proposal import Proposal
+from scmreg.types import Batch, Conditions, Probability
+from scmreg.weighting import Weighting
+
+__all__ = ["Diffusion"]
+
+
+class DiffusionModule(ObjectiveModule):
+    """The loss of `Diffusion`."""
+
+    phases = (Phase("main", own=("weighting",)),)
+
+    def __init__(self, objective: Diffusion, setup: Setup) -> None:
+        super().__init__()
+        self.objective = objective
+        self.formulas = (setup.denoiser,)  # in a tuple: used, not owned
+        self.classes = len(setup.spec.classes)
+        self.weighting = objective.weighting.build(setup.denoiser.process)
+
+    def loss(self, phase: str, nets: Nets, batch: Batch, step: int, rng: torch.Generator) -> Loss:
+        """Return the denoising loss of one batch."""
+        (denoiser,) = self.formulas
+        process, x0 = denoiser.process, batch.x0
+        t = self.objective.proposal.sample(process, len(x0), rng).to(x0.device)
+        noise = torch.randn(x0.shape, generator=rng, device=rng.device).to(x0)
+        x = process.perturb(x0, noise, t)
+        data, eps = denoiser.predictions(nets["model"](x, t, self._withhold(batch, rng)), x, t)
+        t_hat = trig_time(process, t)
+        # v̂ - v of TrigFlow, over sigma_data: from data and noise errors, so that no time divides by zero.
+        cos, sin = (f(t_hat).reshape(-1, *[1] * (x0.ndim - 1)) for f in (torch.cos, torch.sin))
+        error = cos * (eps - noise) - sin * (data - x0) / process.sigma_data
+        per_sample = error.square().flatten(1).mean(1)
+        total = self.weighting(per_sample, t).mean()
+        return Loss(total, per_sample.detach(), t_hat)
+
+    def _withhold(self, batch: Batch, rng: torch.Generator) -> Conditions:
+        """Replace a share of the labels by "no label"."""
+        share, label = self.objective.label_dropout, batch.cond.label
+        if not share or label is None:
+            return batch.cond
+        withheld = torch.rand(len(label), generator=rng, device=rng.device) < share
+        return replace(batch.cond, label=label.masked_fill(withheld.to(label.device), self.classes))
+
+
+class Diffusion(Objective, name="diffusion"):
+    """Learn to denoise: the mean squared error of the velocity in TrigFlow coordinates, of any network on any process.
+
+    The network's own target is whatever its parameterization says; the error is compared as
+    ``||F̂ - v̂/sigma_data||²/D``, which has unit variance at every time and is EDM's loss with EDM's weighting.
+    """
+
+    formula = "E[w(t) ||F̂(x_t, t) - v̂_t/sigma_data||²/D],  v̂ = cos(t̂) sigma_data noise - sin(t̂) x_0"
+    reference = "Lu & Song 2024 (sCM), arXiv:2410.11081, Eqs. 4, 9 and 22"
+
+    weighting: Weighting = Weighting.default("uniform")
+    """Weight of each time."""
+    proposal: Proposal = Proposal.default("lognormal")
+    """Distribution of training times."""
+    label_dropout: Probability = 0.0
+    """Share of training samples whose label is withheld, so that the model is unconditional too."""
+
+    def build(self, setup: Setup) -> ObjectiveModule:
+        """Return the module that computes the loss."""
+        return DiffusionModule(self, setup)
+
+
+@hookimpl
+def scmreg_components() -> list[type[Component]]:
+    """Register what this package adds."""
+    return [Diffusion]

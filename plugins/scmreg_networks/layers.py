@@ -1,0 +1,97 @@
+"""Layers that the networks share: embeddings of time and class, and adaptive double normalization.
+
+All are safe under forward-mode differentiation: nothing writes to parameters or buffers, and no layer norm has an
+affine part of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scmreg.types import Conditions
+
+__all__ = ["AdaptiveDoubleNorm", "ConditionEmbedding", "TimeEmbedding", "pixel_norm"]
+
+
+def pixel_norm(v: Tensor) -> Tensor:
+    """Return ``v / sqrt(mean(v²) + eps)`` over the channels (Karras et al. 2018)."""
+    return v * torch.rsqrt(v.square().mean(-1, keepdim=True) + 1e-4)
+
+
+class TimeEmbedding(nn.Module):
+    """Sines and cosines of the time (sCM, Sec. 4.1).
+
+    Args:
+        channels: size of the embedding, even.
+        kind: ``positional`` has frequencies from 1 down to 1e-4 in geometric steps; ``fourier`` has
+            normal random ones, ``emb(c) = cos(scale 2 pi omega c + phi)``.
+        scale: scale of the random frequencies.
+    """
+
+    def __init__(self, channels: int, kind: Literal["positional", "fourier"], scale: float) -> None:
+        super().__init__()
+        half = channels // 2
+        if kind == "positional":
+            frequencies = 10_000.0 ** (-torch.arange(half) / half)
+        else:
+            frequencies = 2 * math.pi * scale * torch.randn(half)
+        self.register_buffer("frequencies", frequencies)
+        self.frequencies: Tensor
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        """Embed times of shape ``(B,)`` as ``(B, channels)``."""
+        angle = c_noise[:, None] * self.frequencies.to(c_noise.dtype)
+        return torch.cat([torch.cos(angle), torch.sin(angle)], dim=1) * math.sqrt(2)
+
+
+class ConditionEmbedding(nn.Module):
+    """One vector for time and class, in float32 whatever the precision of the network.
+
+    A time in half precision would ruin the tangent: its derivative is a difference of neighbouring values.
+    """
+
+    def __init__(
+        self, width: int, classes: int, kind: Literal["positional", "fourier"], scale: float
+    ) -> None:
+        super().__init__()
+        self.classes = classes
+        self.time = TimeEmbedding(width, kind, scale)
+        self.first = nn.Linear(width, width)
+        self.second = nn.Linear(width, width)
+        self.label = nn.Embedding(classes + 1, width) if classes else None
+
+    def forward(self, c_noise: Tensor, cond: Conditions) -> Tensor:
+        """Return the embedding, shape ``(B, width)``."""
+        with torch.autocast(c_noise.device.type, enabled=False):
+            hidden: Tensor = F.silu(self.first(self.time(c_noise).to(self.first.weight.dtype)))
+            if self.label is not None:
+                label = cond.label
+                if label is None:
+                    label = torch.full_like(c_noise, self.classes, dtype=torch.long)
+                hidden = hidden + self.label(label)
+            embedded: Tensor = F.silu(self.second(hidden))
+            return embedded
+
+
+class AdaptiveDoubleNorm(nn.Module):
+    """``y = norm(x) * pnorm(s(c)) + pnorm(b(c))`` (sCM, Sec. 4.1).
+
+    The slope of `pixel_norm` at zero is ``eps^(-1/2)``, so the layer that makes ``s`` and ``b`` never starts at zero.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.modulation = nn.Linear(width, 2 * width)
+
+    def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
+        """Normalise ``x`` of shape ``(B, ..., width)`` under a condition of shape ``(B, width)``."""
+        scale, shift = self.modulation(embedded).chunk(2, dim=-1)
+        shape = (len(x), *[1] * (x.ndim - 2), self.width)
+        normed = F.layer_norm(x, (self.width,))
+        return normed * pixel_norm(scale).reshape(shape) + pixel_norm(shift).reshape(shape)

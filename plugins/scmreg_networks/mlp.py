@@ -1,0 +1,58 @@
+"""The module of `MLP`."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scmreg.types import Conditions
+from scmreg_networks.layers import AdaptiveDoubleNorm, ConditionEmbedding
+
+if TYPE_CHECKING:
+    from scmreg_networks import MLP
+
+__all__ = ["MLPNetwork"]
+
+
+class Block(nn.Module):
+    """One residual block."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = AdaptiveDoubleNorm(width)
+        self.first = nn.Linear(width, width)
+        self.second = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, h: Tensor, embedded: Tensor) -> Tensor:
+        """Add the block's contribution to ``h`` of shape ``(B, width)``."""
+        hidden = F.silu(self.first(self.norm(h, embedded)))
+        return h + self.second(self.dropout(hidden))
+
+
+class MLPNetwork(nn.Module):
+    """Residual MLP on flattened samples."""
+
+    def __init__(self, network: MLP, shape: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        size = math.prod(shape)
+        self.condition = ConditionEmbedding(
+            network.width, classes, network.embedding, network.fourier_scale
+        )
+        self.enter = nn.Linear(size, network.width)
+        self.blocks = nn.ModuleList(Block(network.width, network.dropout) for _ in range(network.depth))
+        self.leave = nn.Linear(network.width, size)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Conditions) -> Tensor:
+        """Return the raw output for ``x`` of unit variance, shape ``(B, *shape)``."""
+        embedded = self.condition(c_noise, cond)
+        h = self.enter(x.flatten(1))
+        for block in self.blocks:
+            h = block(h, embedded)
+        out: Tensor = self.leave(F.layer_norm(h, (h.shape[-1],)))
+        return out.reshape(x.shape)

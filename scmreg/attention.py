@@ -1,0 +1,204 @@
+"""Attention that carries its tangent: one function `attend`, with backends as plugins.
+
+Forward-mode differentiation of ``torch``'s fused attention is not defined, so every network of ours calls `attend`.
+It unpacks dual numbers itself and hands primals and tangents to a backend as plain tensors; a backend is so a
+function of six tensors and never meets an AD level. A tangent that is absent stays absent.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad as fwad
+from torch import Tensor
+
+from scmreg.component import Component
+from scmreg.errors import UnavailableError
+
+__all__ = ["Attention", "AttentionOptions", "attend", "attend_jvp", "choose"]
+
+
+@dataclass(frozen=True)
+class AttentionOptions:
+    """What is attended to, and how sharply."""
+
+    scale: float
+    """Factor of the logits."""
+    causal: bool = False
+    """Whether query ``i`` sees only keys up to ``i + S - L`` (aligned bottom-right)."""
+    key_lengths: Tensor | None = None
+    """Number of keys that each batch entry sees, shape ``(B,)``; a row that sees none gives zeros."""
+
+
+class Attention(Component, kind="attention"):
+    """A way to compute ``O = softmax(scale Q Kᵀ) V`` and its directional derivative.
+
+    Shapes: ``q (B, H, L, D)``, ``k`` and ``v (B, Hk, S, D)`` with ``H`` a multiple of ``Hk``.
+    """
+
+    def refuses(self, q: Tensor, k: Tensor, v: Tensor) -> str | None:
+        """Say why the backend cannot take such tensors; ``None`` if it can."""
+        return None
+
+    @abstractmethod
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> Tensor:
+        """Return ``O``, differentiable in reverse mode with respect to q, k and v."""
+
+    @abstractmethod
+    def forward_jvp(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        tq: Tensor | None,
+        tk: Tensor | None,
+        tv: Tensor | None,
+        options: AttentionOptions,
+    ) -> tuple[Tensor, Tensor]:
+        """Return ``(O, tO)``: ``O`` as `forward`, ``tO`` without gradient. At least one tangent is given."""
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    causal: bool = False,
+    key_lengths: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Return ``softmax(scale Q Kᵀ) V``, with a tangent where the inputs have one.
+
+    Works under ``torch.func.jvp`` and ``torch.autograd.forward_ad``. The gradient flows through the value; the
+    tangent is without gradient.
+
+    Args:
+        q: queries, ``(B, H, L, D)``.
+        k: keys, ``(B, Hk, S, D)``; every group of ``H / Hk`` query heads shares one.
+        v: values, the shape of ``k``.
+        scale: factor of the logits, ``1/sqrt(D)`` if not given.
+        causal: see :class:`AttentionOptions`.
+        key_lengths: see :class:`AttentionOptions`.
+        backend: name of an attention component, or ``auto``.
+
+    Raises:
+        ValueError: if shapes, types or devices do not fit together.
+        UnavailableError: if the backend cannot take the input; the message names one that can.
+    """
+    options = _options(q, k, v, scale, causal, key_lengths)
+    implementation = _implementation(backend, q, k, v)
+    if not _is_dual(q, k, v):
+        return implementation.forward(q, k, v, options)
+    (pq, tq), (pk, tk), (pv, tv) = (fwad.unpack_dual(x) for x in (q, k, v))
+    if tq is None and tk is None and tv is None:
+        return implementation.forward(pq, pk, pv, options)
+    out, tangent = implementation.forward_jvp(pq, pk, pv, tq, tk, tv, options)
+    return fwad.make_dual(out, tangent.detach())
+
+
+def attend_jvp(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tq: Tensor | None,
+    tk: Tensor | None,
+    tv: Tensor | None,
+    *,
+    scale: float | None = None,
+    causal: bool = False,
+    key_lengths: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Return ``(O, tO)`` for explicit tangents; ``None`` is a tangent of zero. Otherwise as `attend`."""
+    for name, x, tx in (("tq", q, tq), ("tk", k, tk), ("tv", v, tv)):
+        if tx is not None and tx.shape != x.shape:
+            raise ValueError(f"{name} has shape {tuple(tx.shape)}, its primal {tuple(x.shape)}")
+    options = _options(q, k, v, scale, causal, key_lengths)
+    implementation = _implementation(backend, q, k, v)
+    if tq is None and tk is None and tv is None:
+        out = implementation.forward(q, k, v, options)
+        return out, torch.zeros_like(out)
+    out, tangent = implementation.forward_jvp(q, k, v, tq, tk, tv, options)
+    return out, tangent.detach()
+
+
+def choose(q: Tensor, k: Tensor, v: Tensor) -> tuple[str, str]:
+    """Return the backend that ``auto`` takes for such tensors, and why."""
+    if k.shape[-2] >= CHUNKED_FROM:
+        return "chunked", f"{k.shape[-2]} keys: memory linear in the length"
+    return "math", f"{k.shape[-2]} keys, fewer than {CHUNKED_FROM}: the whole matrix at once is quickest"
+
+
+CHUNKED_FROM = 512
+"""Number of keys from which ``auto`` takes the backend with linear memory."""
+
+
+def _is_dual(*tensors: Tensor) -> bool:
+    level = fwad._current_level  # type: ignore[attr-defined]
+    return level >= 0 and any(fwad.unpack_dual(x).tangent is not None for x in tensors)
+
+
+def _implementation(backend: str, q: Tensor, k: Tensor, v: Tensor) -> Attention:
+    from scmreg.registry import registry
+
+    attentions = registry("attention")
+    name = choose(q, k, v)[0] if backend == "auto" else backend
+    implementation: Attention = attentions.create(name)
+    reason = implementation.unavailable() or implementation.refuses(q, k, v)
+    if reason:
+        able = [
+            other
+            for other in attentions
+            if other != name
+            and attentions[other].unavailable() is None
+            and attentions.create(other).refuses(q, k, v) is None
+        ]
+        raise UnavailableError(
+            f"attention '{name}' cannot take this input: {reason}", f"can: {', '.join(able) or 'none'}"
+        )
+    return implementation
+
+
+def _options(
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None, causal: bool, key_lengths: Tensor | None
+) -> AttentionOptions:
+    def shapes() -> str:
+        return f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+
+    if not q.ndim == k.ndim == v.ndim == 4:
+        raise ValueError(f"attend takes (batch, heads, length, dim) tensors, not {shapes()}")
+    if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
+        raise ValueError(f"batch and dim must agree, and k and v in shape: {shapes()}")
+    if q.shape[1] % k.shape[1]:
+        raise ValueError(f"{q.shape[1]} query heads cannot share {k.shape[1]} key heads: {shapes()}")
+    if not (q.dtype == k.dtype == v.dtype and q.device == k.device == v.device):
+        raise ValueError(f"dtypes and devices differ: {[(str(x.dtype), str(x.device)) for x in (q, k, v)]}")
+    if key_lengths is not None and key_lengths.shape != (q.shape[0],):
+        raise ValueError(f"key_lengths has shape {tuple(key_lengths.shape)}, expected ({q.shape[0]},)")
+    return AttentionOptions(q.shape[3] ** -0.5 if scale is None else scale, causal, key_lengths)
+
+
+def visible(options: AttentionOptions, rows: int, keys: Tensor, total: int) -> Tensor | None:
+    """Return which of the keys with the given indices each query sees; ``None`` if all do.
+
+    Args:
+        options: masks.
+        rows: number of queries.
+        keys: indices of keys, shape ``(s,)``.
+        total: number of keys in all.
+
+    Returns:
+        Boolean, broadcastable to ``(B, H, L, s)``.
+    """
+    mask: Any = None
+    if options.causal:
+        query = torch.arange(rows, device=keys.device)[:, None] + total - rows
+        mask = (keys[None, :] <= query)[None, None]
+    if options.key_lengths is not None:
+        seen = (keys[None, :] < options.key_lengths[:, None])[:, None, None, :]
+        mask = seen if mask is None else mask & seen
+    return mask

@@ -1,0 +1,118 @@
+"""Pictures of samples: grids of images, scatter plots of points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from scmreg.data import DataSpec
+from scmreg.errors import OutputError
+from scmreg.metric import Judged
+
+__all__ = ["comparison", "grid", "save_samples"]
+
+Panel = tuple[str, Judged]
+
+
+def comparison(panels: Sequence[Panel], spec: DataSpec, path: Path, *, rows: int = 8) -> Path | None:
+    """Draw several sets of samples side by side, one column per class where there are classes.
+
+    Args:
+        panels: titles and samples; sample ``i`` of each is of the same noise and label.
+        spec: what the samples are.
+        path: PNG file to write.
+        rows: images in a column.
+
+    Returns:
+        The path, or ``None`` where samples have no picture (points in other than two dimensions).
+    """
+    if spec.modality == "image" and spec.shape[0] in (1, 3):
+        _write(_beside([(title, _columns(judged, spec, rows)) for title, judged in panels]), path)
+        return path
+    if spec.modality == "points" and spec.shape == (2,):
+        _scatter(panels, path)
+        return path
+    return None
+
+
+def save_samples(samples: Tensor, spec: DataSpec, path: Path, columns: int | None = None) -> None:
+    """Draw one set of samples: a grid of images in reading order, or a scatter plot."""
+    if spec.modality == "image":
+        width = columns or (len(spec.classes) if 1 < len(spec.classes) <= 20 else max(1, round(len(samples) ** 0.5)))
+        _write(grid(samples, min(width, len(samples))), path)
+    else:
+        _scatter([("samples", Judged(samples))], path)
+
+
+def grid(images: Tensor, columns: int, smallest: int = 32) -> Image.Image:
+    """Lay images of shape ``(N, C, H, W)`` in ``[0, 1]`` out in rows; small ones are magnified by whole factors."""
+    count, channels, height, width = images.shape
+    factor = max(1, -(-smallest // max(height, width)))
+    gap = 1 if factor == 1 else 2
+    rows = -(-count // columns)
+    cell_h, cell_w = height * factor + gap, width * factor + gap
+    canvas = np.full((rows * cell_h + gap, columns * cell_w + gap, 3), 255, dtype=np.uint8)
+    pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    if channels == 1:
+        pixels = pixels.repeat(3, axis=3)
+    for index, image in enumerate(pixels.repeat(factor, axis=1).repeat(factor, axis=2)):
+        top, left = (index // columns) * cell_h + gap, (index % columns) * cell_w + gap
+        canvas[top : top + height * factor, left : left + width * factor] = image
+    return Image.fromarray(canvas)
+
+
+def _columns(judged: Judged, spec: DataSpec, rows: int) -> Image.Image:
+    """Return a grid with one column per class, or a square one."""
+    classes = len(spec.classes)
+    if judged.labels is None or not 1 < classes <= 20:
+        side = min(rows, max(1, int(len(judged) ** 0.5)))
+        return grid(judged.x[: side * side], side)
+    chosen = [(judged.labels == label).nonzero()[:rows, 0] for label in range(classes)]
+    deep = min(len(indices) for indices in chosen)
+    if deep == 0:
+        return grid(judged.x[:rows], 1)
+    order = torch.stack([indices[:deep] for indices in chosen], dim=1).flatten()
+    return grid(judged.x[order], classes)
+
+
+def _beside(panels: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+    margin, head = 12, 22
+    width = sum(image.width for _, image in panels) + margin * (len(panels) + 1)
+    height = max(image.height for _, image in panels) + head + margin
+    canvas = Image.new("RGB", (width, height), "white")
+    pen, font, left = ImageDraw.Draw(canvas), ImageFont.load_default(14), margin
+    for title, image in panels:
+        pen.text((left, 4), title, fill="black", font=font)
+        canvas.paste(image, (left, head))
+        left += image.width + margin
+    return canvas
+
+
+def _scatter(panels: Sequence[Panel], path: Path) -> None:
+    from matplotlib.figure import Figure  # imported late: it takes a while
+
+    figure = Figure(figsize=(3.2 * len(panels), 3.4), layout="constrained", dpi=110)
+    axes = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
+    reach = max(float(judged.x.abs().quantile(0.995)) for _, judged in panels) * 1.15
+    for axis, (title, judged) in zip(axes, panels, strict=True):
+        x: NDArray[np.float32] = judged.x[:4000].numpy()
+        colour = None if judged.labels is None else judged.labels[:4000].numpy()
+        axis.scatter(x[:, 0], x[:, 1], s=2, c=colour, cmap="tab10" if colour is not None else None, linewidths=0)
+        axis.set(title=title, xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def _write(image: Image.Image, path: Path) -> None:
+    try:
+        image.save(path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from None

@@ -1,0 +1,109 @@
+"""Diffusion processes: how data turn into noise, ``x_t = alpha(t) x_0 + sigma(t) noise``.
+
+``noise`` is always standard normal; TrigFlow's own noise ``z`` is ``sigma_data * noise``. Times are vectors of one
+entry per sample, float32 at least, and grow from clean to noise.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scmreg.component import Component
+from scmreg.types import Positive, expand
+
+__all__ = ["Coefficients", "Process"]
+
+
+class Coefficients(NamedTuple):
+    """The coefficients of a process at given times and their derivatives in time, each of shape ``(B,)``."""
+
+    alpha: Tensor
+    sigma: Tensor
+    alpha_prime: Tensor
+    sigma_prime: Tensor
+
+
+class Process(Component, kind="process"):
+    """A Gaussian corruption ``x_t = alpha(t) x_0 + sigma(t) noise`` with ``alpha(0) = 1`` and ``sigma(0) = 0``.
+
+    Implement `coefficients` and set `t_max`; override `time_of` where the inverse has a closed form. ``sigma/alpha``
+    must grow strictly with ``t``.
+    """
+
+    sigma_data: Positive = 0.5
+    """Standard deviation that data are scaled to; every other component reads it here."""
+
+    @property
+    @abstractmethod
+    def t_max(self) -> float:
+        """The end of the process: the time of (almost) pure noise."""
+
+    @abstractmethod
+    def coefficients(self, t: Tensor) -> Coefficients:
+        """Return alpha, sigma and their derivatives at times ``t`` of shape ``(B,)``."""
+
+    def time_of(self, ratio: Tensor) -> Tensor:
+        """Return the time at which ``sigma/alpha`` is ``ratio``, by bisection in float64; shape ``(B,)`` as given.
+
+        Ratios past the end of the process give ``t_max``.
+        """
+        low = torch.zeros_like(ratio, dtype=torch.float64)
+        high = torch.full_like(low, self.t_max)
+        target = ratio.to(torch.float64)
+        for _ in range(64):
+            middle = (low + high) / 2
+            at = self.coefficients(middle)
+            below = at.sigma < target * at.alpha
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return high.to(ratio.dtype)
+
+    def std(self, t: Tensor) -> Tensor:
+        """Return the standard deviation of ``x_t``, ``sqrt(alpha² sigma_data² + sigma²)``, shape ``(B,)``."""
+        at = self.coefficients(t)
+        return torch.hypot(at.alpha * self.sigma_data, at.sigma)
+
+    def snr(self, t: Tensor) -> Tensor:
+        """Return the signal-to-noise ratio ``alpha² sigma_data² / sigma²`` (sCM, Eq. 34), shape ``(B,)``."""
+        at = self.coefficients(t)
+        return (at.alpha * self.sigma_data / at.sigma) ** 2
+
+    def perturb(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Return ``x_t = alpha x_0 + sigma noise``.
+
+        Args:
+            x0: data scaled to ``sigma_data``, shape ``(B, ...)``.
+            noise: standard normal, the shape of ``x0``.
+            t: times, shape ``(B,)``.
+        """
+        at = self.coefficients(check_times(t, x0))
+        return expand(at.alpha, x0) * x0 + expand(at.sigma, x0) * noise
+
+    def velocity(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Return the conditional velocity ``dx_t/dt = alpha' x_0 + sigma' noise``, the shape of ``x0``."""
+        at = self.coefficients(check_times(t, x0))
+        return expand(at.alpha_prime, x0) * x0 + expand(at.sigma_prime, x0) * noise
+
+    def prior(self, noise: Tensor, t: Tensor) -> Tensor:
+        """Scale standard normal ``noise`` to the marginal standard deviation at ``t``: where sampling starts."""
+        return expand(self.std(check_times(t, noise)), noise) * noise
+
+
+def check_times(t: Tensor, x: Tensor) -> Tensor:
+    """Return ``t`` if it is a vector of one time per sample in float32 or float64.
+
+    Raises:
+        ValueError: if it is of half precision, in which a time embedding loses its derivative, or of another length.
+    """
+    if t.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"t is {t.dtype}: times must be float32 or float64, half precision ruins the tangent")
+    if t.shape != x.shape[:1]:
+        raise ValueError(f"t has shape {tuple(t.shape)}, but x has {x.shape[0]} samples: give one time per sample")
+    return t
+
+
+HALF_PI = math.pi / 2

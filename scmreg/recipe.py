@@ -1,0 +1,369 @@
+"""Recipes: a run as a tree of components and options, from YAML, flags or Python, resolved and checked.
+
+Precedence is defaults < recipe file < flags. A resolved recipe says everything; it is written beside the checkpoints
+and builds the same run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import field
+from importlib import resources
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import yaml
+
+from scmreg import options
+from scmreg.component import Component, Options
+from scmreg.data import Data, DataSpec
+from scmreg.errors import CompositionError, OptionError, RecipeError, UnknownComponentError, did_you_mean
+from scmreg.metric import Metric
+from scmreg.network import Network
+from scmreg.objective import Objective
+from scmreg.parameterization import Parameterization
+from scmreg.process import Process
+from scmreg.registry import registry
+from scmreg.sampler import Sampler
+from scmreg.tangent import TangentPass
+from scmreg.types import Count, NonNegative, NonNegativeInt, Positive
+
+__all__ = ["RECIPE_VERSION", "Evaluation", "Recipe", "Teacher", "Trainer", "packaged", "read", "set_path"]
+
+RECIPE_VERSION = 1
+
+
+class Trainer(Options):
+    """How the parameters move: optimizer, its schedule, averaging, precision, machine."""
+
+    steps: Count = 2000
+    """Optimizer steps."""
+    batch_size: Count = 256
+    """Samples in a step, over all accumulated parts."""
+    optimizer: str = "RAdam"
+    """Any optimizer of torch.optim by name."""
+    optimizer_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the optimizer beside the learning rate, such as {betas: [0.9, 0.99], weight_decay: 0.01}."""
+    learning_rate: Positive = 1e-3
+    """Highest learning rate."""
+    schedule: Literal["constant", "cosine", "inverse-sqrt"] = "cosine"
+    """Decay of the learning rate: none, half a cosine down to 0 at the last step, or 1/sqrt(max(step/decay_from, 1))."""
+    rampup: NonNegativeInt = 0
+    """Steps over which the learning rate grows linearly from 0."""
+    decay_from: Count = 1000
+    """Reference step of the inverse-sqrt schedule."""
+    clip: Positive | None = None
+    """Largest norm of the gradient; longer ones are shortened to it."""
+    accumulation: Count = 1
+    """Parts that a batch is computed in, one after the other, to save memory."""
+    ema_half_life: NonNegative = 200.0
+    """Half-life of the exponential average of the weights, in steps; 0 for no average. It is at most a tenth of the steps
+    taken so far, so that the start is forgotten early."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Precision of matrix products; times, losses and parameters stay float32."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda, cuda:1, mps; auto takes a GPU if there is one."""
+    compile: bool = False
+    """Whether the network is compiled by torch.compile."""
+    workers: NonNegativeInt = 0
+    """Processes that read data ahead."""
+    tangent_pass: TangentPass = "joint"
+    """Whether value and JVP come from one pass or from two (see scmreg.tangent)."""
+    log_every: Count = 50
+    """Steps between lines of metrics.jsonl."""
+    tensorboard: bool = False
+    """Whether the lines also go to TensorBoard."""
+    checkpoint_every: Count = 500
+    """Steps between checkpoints."""
+    keep: Count = 2
+    """Checkpoints that are kept."""
+
+    operational: ClassVar[frozenset[str]] = frozenset(
+        {"device", "compile", "workers", "log_every", "tensorboard", "checkpoint_every", "keep"}
+    )
+    """Options that leave the result alone, but for rounding: they are not part of the key of a cached teacher."""
+
+
+class Teacher(Options):
+    """The diffusion model that is distilled, or started from."""
+
+    source: str = "auto"
+    """auto: find the teacher of this very recipe, or train it; otherwise the folder of a run."""
+    objective: Objective = Objective.default("diffusion")
+    """What the teacher is trained by."""
+    trainer: Trainer = None  # type: ignore[assignment]
+    """How the teacher is trained."""
+
+    def __post_init__(self) -> None:
+        if self.trainer is None:
+            object.__setattr__(self, "trainer", options.build(Trainer, self.objective.trainer))
+        super().__post_init__()
+
+
+class Evaluation(Options):
+    """How the result is judged."""
+
+    steps: tuple[Count, ...] = (1, 2, 4)
+    """Numbers of steps of a few-step model."""
+    teacher_sampler: Sampler = Sampler.default("heun")
+    """Sampler of the diffusion model."""
+    metrics: tuple[Metric, ...] = Metric.defaults(
+        "frechet", "precision-recall", "accuracy", "memorization", "sliced-wasserstein"
+    )
+    """What is measured, where it applies to the data."""
+    count: Count | None = None
+    """Samples; as many as there are real data, at most 10000, if not given."""
+    batch_size: Count = 500
+    """Samples at a time."""
+    seed: NonNegativeInt = 0
+    """Seed of the sampling noise, the same for every model that is compared."""
+
+
+class Recipe(Options):
+    """A whole run. The defaults are the main job: sCD on handwritten digits under TrigFlow."""
+
+    version: int = RECIPE_VERSION
+    """Version of the format."""
+    seed: NonNegativeInt = 0
+    """Seed of everything that training draws."""
+    process: Process = Process.default("trigflow")
+    """How data turn into noise."""
+    parameterization: Parameterization = Parameterization.default("unit-variance")
+    """What the network output means."""
+    network: Network = Network.default("mlp")
+    """What is trained."""
+    objective: Objective = Objective.default("scd")
+    """What is minimised."""
+    data: Data = Data.default("digits")
+    """What is modelled."""
+    sampler: Sampler = None  # type: ignore[assignment]
+    """How samples are drawn; by default the objective's own choice."""
+    trainer: Trainer = None  # type: ignore[assignment]
+    """How the model is trained; the objective may prefer other options than the trainer's defaults."""
+    teacher: Teacher = None  # type: ignore[assignment]
+    """The diffusion model that is distilled or started from; unused where the objective needs none."""
+    evaluation: Evaluation = None  # type: ignore[assignment]
+    """How the result is judged."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.objective, str):
+            object.__setattr__(self, "objective", registry("objective").create(self.objective))
+        for name, make in {
+            "sampler": lambda: registry("sampler").create(self.objective.sampler),
+            "trainer": lambda: options.build(Trainer, self.objective.trainer),
+            "teacher": Teacher,
+            "evaluation": Evaluation,
+        }.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, make())
+        super().__post_init__()
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> Recipe:
+        """Build a recipe from plain values.
+
+        Raises:
+            OptionError: naming every unknown option and every refused value of the whole tree.
+            RecipeError: if the recipe is of a newer version.
+        """
+        tree = dict(tree)
+        version = tree.get("version", RECIPE_VERSION)
+        if not isinstance(version, int) or version > RECIPE_VERSION:
+            raise RecipeError(
+                f"the recipe has version {version}, this scmreg reads versions up to {RECIPE_VERSION}",
+                "it was written by a newer scmreg: upgrade with `pip install --upgrade scmreg`",
+            )
+        # The objective's own trainer options stand between the trainer's defaults and what the tree says.
+        tree["trainer"] = _overlay(tree.get("objective", "scd"), tree.get("trainer"))
+        teacher = tree.get("teacher")
+        if isinstance(teacher, Mapping):
+            trainer = _overlay(teacher.get("objective", "diffusion"), teacher.get("trainer"))
+            tree["teacher"] = {**teacher, "trainer": trainer}
+        return options.build(cls, {key: value for key, value in tree.items() if value is not None}, "recipe")
+
+    def to_tree(self) -> dict[str, Any]:
+        """Return plain values that `from_tree` turns back into an equal recipe."""
+        return options.to_tree(self)
+
+    def to_yaml(self) -> str:
+        """Return the recipe as YAML."""
+        return yaml.safe_dump(self.to_tree(), sort_keys=False, allow_unicode=True)
+
+    def components(self) -> tuple[Component, ...]:
+        """Return every component of the tree that this run uses, outermost first."""
+        used: list[Options] = [self]
+        found: list[Component] = []
+        while used:
+            current = used.pop(0)
+            if isinstance(current, Component):
+                found.append(current)
+            for option in options.options_of(type(current)):
+                if isinstance(current, Recipe) and option.name == "teacher" and not self.objective.needs_teacher:
+                    continue
+                value = getattr(current, option.name)
+                used += [item for item in (value if isinstance(value, tuple) else (value,)) if isinstance(item, Options)]
+        return tuple(found)
+
+    def check(self, spec: DataSpec | None = None) -> None:
+        """Refuse a composition that cannot work, before any work.
+
+        Args:
+            spec: shape and classes of the data, once they are known.
+
+        Raises:
+            CompositionError: with the reason of every component that does not fit.
+        """
+        reasons = []
+        for component in self.components():
+            if reason := component.unavailable():
+                reasons.append(f"{component.kind} '{component.name}' cannot run here: {reason}")
+            elif reason := component.fits(self):
+                reasons.append(reason)
+        if spec is not None and (reason := self.network.accepts(spec.shape)):
+            reasons.append(reason)
+        if reasons:
+            raise CompositionError(reasons[0], *reasons[1:])
+
+    def teacher_recipe(self) -> Recipe:
+        """Return the recipe of the run that trains the teacher."""
+        return Recipe(
+            seed=self.seed,
+            process=self.process,
+            parameterization=self.parameterization,
+            network=self.network,
+            objective=self.teacher.objective,
+            data=self.data,
+            trainer=self.teacher.trainer,
+            evaluation=self.evaluation,
+        )
+
+    def training_key(self, *extra: str) -> str:
+        """Return a digest of all that the trained weights depend on, with further strings added to it."""
+        tree = self.to_tree()
+        for section in ("sampler", "evaluation", "teacher"):
+            tree.pop(section)
+        tree["trainer"] = {k: v for k, v in tree["trainer"].items() if k not in Trainer.operational}
+        text = json.dumps([tree, *extra], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _overlay(objective: Any, trainer: Any) -> Any:
+    """Put what a tree says of the trainer over what its objective prefers."""
+    name = objective.get("name") if isinstance(objective, Mapping) else getattr(objective, "name", objective)
+    known = registry("objective")
+    if isinstance(trainer, Options) or (trainer is not None and not isinstance(trainer, Mapping)) or name not in known:
+        return trainer
+    return {**known[name].trainer, **(trainer or {})}
+
+
+def packaged() -> dict[str, str]:
+    """Return the recipes that come with the package: name and text."""
+    folder = resources.files("scmreg") / "recipes"
+    found = {item.name.removesuffix(".yaml"): item for item in folder.iterdir() if item.name.endswith(".yaml")}
+    return {name: found[name].read_text(encoding="utf-8") for name in sorted(found)}
+
+
+def read(source: str | Path) -> dict[str, Any]:
+    """Read the tree of a recipe: a packaged one by name, a YAML file, or the folder of a run.
+
+    Raises:
+        RecipeError: if it does not exist or is no mapping.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = path / "recipe.yaml"
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+    elif str(source) in (known := packaged()):
+        text = known[str(source)]
+    else:
+        raise RecipeError(
+            f"no recipe '{source}'{did_you_mean(str(source), known)}",
+            f"packaged: {', '.join(known)}",
+            "otherwise give the path of a YAML file, or of a run",
+        )
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        at = f" at line {mark.line + 1}" if mark else ""
+        raise RecipeError(f"recipe {source} is no YAML{at}: {getattr(error, 'problem', error)}") from None
+    if not isinstance(tree, dict):
+        raise RecipeError(f"recipe {source} is no mapping of sections", "see `scm run --dry-run` for a whole one")
+    return tree
+
+
+def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
+    """Set one value in the tree of a recipe, at a path such as ``objective.weighting.channels``.
+
+    A component on the way that the tree leaves to its default is written out by name. Setting a component replaces
+    it whole.
+
+    Raises:
+        OptionError: if nothing stands at the path.
+    """
+    parts = path.split(".")
+    node, cls = tree, Recipe
+    for depth, part in enumerate(parts):
+        known = {option.name: option for option in options.options_of(cls)}
+        if part not in known:
+            here = ".".join(parts[:depth]) or "the recipe"
+            raise OptionError(
+                [f"{here} has no option '{part}'{did_you_mean(part, known)}"], f"options: {', '.join(known) or 'none'}"
+            )
+        if depth == len(parts) - 1:
+            node[part] = value
+            return
+        option = known[part]
+        if option.section is not None:
+            node = _child(node, part, None)
+            cls = option.section  # type: ignore[assignment]
+        elif option.component is not None and not option.many:
+            node = _child(node, part, option.default or _objective(tree).sampler)
+            cls = registry(option.component.kind)[str(node.get("name"))]
+        elif option.type_text.startswith("mapping"):
+            node = _child(node, part, None)
+            node[".".join(parts[depth + 1 :])] = value
+            return
+        else:
+            raise OptionError([f"{'.'.join(parts[: depth + 1])} is a value, it has no option '{parts[depth + 1]}'"])
+
+
+def _objective(tree: Mapping[str, Any]) -> type[Objective]:
+    chosen = tree.get("objective", "scd")
+    found: type[Objective] = registry("objective")[chosen["name"] if isinstance(chosen, Mapping) else str(chosen)]
+    return found
+
+
+def _child(node: dict[str, Any], part: str, default: str | None) -> dict[str, Any]:
+    """Return the mapping under ``part``, made where it is missing or written as a bare name."""
+    child = node.get(part)
+    if isinstance(child, str):
+        child = {"name": child}
+    elif not isinstance(child, Mapping):
+        child = {"name": default} if default else {}
+    node[part] = dict(child)
+    made: dict[str, Any] = node[part]
+    return made
+
+
+def apply_settings(tree: dict[str, Any], settings: Iterable[str]) -> None:
+    """Apply settings of the form ``PATH=VALUE``, the value read as YAML.
+
+    Raises:
+        OptionError: if a setting has no such form, or nothing stands at its path.
+    """
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals or not path.strip():
+            raise OptionError([f"--set {setting}: write KIND.OPTION=VALUE, such as trainer.steps=100"])
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        try:
+            set_path(tree, path.strip(), value)
+        except UnknownComponentError as error:
+            raise OptionError([f"--set {setting}: {error.what}"], *error.hints) from None

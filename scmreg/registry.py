@@ -1,0 +1,160 @@
+"""The registries: one read-only mapping from names to component classes for every kind.
+
+>>> processes["trigflow"]                           # the class
+>>> processes.create("trigflow", sigma_data=0.3)    # a checked instance
+
+Plugins are discovered at the first look-up, once in a process.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+
+from scmreg import discovery
+from scmreg.component import Component
+from scmreg.errors import ScmError, UnknownComponentError, did_you_mean
+
+__all__ = ["KINDS", "Registry", "load_file", "plugins", "registry"]
+
+C = TypeVar("C", bound=Component)
+
+KINDS: dict[str, str] = {
+    "process": "Process",
+    "parameterization": "Parameterization",
+    "network": "Network",
+    "objective": "Objective",
+    "weighting": "Weighting",
+    "proposal": "Proposal",
+    "attention": "Attention",
+    "sampler": "Sampler",
+    "data": "Data",
+    "metric": "Metric",
+}
+"""Every kind and its interface; the interface of kind ``k`` lives in the module ``scmreg.k``."""
+
+_lock = threading.RLock()
+_state: _State | None = None
+
+
+class _State:
+    """The components and the record of plugins, once discovered."""
+
+    def __init__(self) -> None:
+        self.taken: dict[tuple[str, str], str] = {}
+        self.plugins: list[discovery.Plugin] = []
+        self.components: dict[str, dict[str, type[Component]]] = {kind: {} for kind in KINDS}
+
+    def add(self, plugin: discovery.Plugin) -> None:
+        self.plugins.append(plugin)
+        for component in plugin.components:
+            self.components.setdefault(component.kind, {})[component.name] = component
+
+
+def _loaded() -> _State:
+    global _state
+    with _lock:
+        if _state is None:
+            state = _State()
+            for plugin in discovery.discover(state.taken):
+                state.add(plugin)
+            _state = state
+        return _state
+
+
+def plugins() -> tuple[discovery.Plugin, ...]:
+    """Return the record of every plugin that was found, loaded or not."""
+    return tuple(_loaded().plugins)
+
+
+def load_file(path: str | Path) -> discovery.Plugin:
+    """Add the components of a loose plugin file to the registries.
+
+    Raises:
+        PluginError: if the file cannot be loaded, or a name in it is taken.
+    """
+    state = _loaded()
+    with _lock:
+        plugin = discovery.load_file(path, state.taken)
+        state.add(plugin)
+    return plugin
+
+
+class Registry(Mapping[str, type[C]], Generic[C]):
+    """The components of one kind by name, a read-only mapping in alphabetical order."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    @property
+    def interface(self) -> type[C]:
+        """The abstract class of the kind."""
+        return cast("type[C]", getattr(importlib.import_module(f"scmreg.{self.kind}"), KINDS[self.kind]))
+
+    def __getitem__(self, name: str) -> type[C]:
+        known = self._known()
+        if name not in known:
+            broken = [plugin.name for plugin in plugins() if plugin.error]
+            raise UnknownComponentError(
+                f"no {self.kind} called '{name}'{did_you_mean(name, known)}",
+                f"available: {', '.join(known) or 'none'}",
+                f"plugins that failed to load: {', '.join(broken)} (see `scm doctor`)" if broken else None,
+            )
+        return known[name]
+
+    def create(self, name: str, **options: Any) -> C:
+        """Build the component registered as ``name``.
+
+        Raises:
+            UnknownComponentError: if no plugin registers the name.
+            OptionError: naming every unknown option and refused value.
+        """
+        from scmreg.options import build
+
+        return build(self[name], options)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._known()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known())
+
+    def __len__(self) -> int:
+        return len(self._known())
+
+    def __repr__(self) -> str:
+        return f"<registry of {self.kind}: {', '.join(self)}>"
+
+    def _known(self) -> dict[str, type[C]]:
+        found = cast("dict[str, type[C]]", _loaded().components[self.kind])
+        return dict(sorted(found.items()))
+
+
+@functools.cache
+def registry(kind: str) -> Registry[Any]:
+    """Return the registry of a kind.
+
+    Raises:
+        UnknownComponentError: if there is no such kind.
+    """
+    if kind not in KINDS:
+        raise UnknownComponentError(
+            f"no kind called '{kind}'{did_you_mean(kind, KINDS)}", f"available: {', '.join(KINDS)}"
+        )
+    return Registry(kind)
+
+
+def find(path: str) -> type[Component]:
+    """Return the component class of a path such as ``process/trigflow``.
+
+    Raises:
+        ScmError: if the path has no such form, or nothing stands there.
+    """
+    kind, slash, name = path.partition("/")
+    if not slash or not name:
+        raise ScmError(f"'{path}' names no component", "write KIND/NAME, such as process/trigflow")
+    return cast("type[Component]", registry(kind)[name])

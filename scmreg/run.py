@@ -1,0 +1,296 @@
+"""A whole run: find or train the teacher, train the model, draw, judge, and leave a run directory.
+
+Every stage looks at what is there before it works, so executing a recipe again in the same directory goes on where
+it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock
+
+import scmreg
+from scmreg import checkpoint
+from scmreg.data import Dataset
+from scmreg.denoiser import Denoiser
+from scmreg.errors import CompositionError, OutputError, RecipeError
+from scmreg.evaluate import Judge, Result, with_steps
+from scmreg.metric import Judged
+from scmreg.pictures import comparison
+from scmreg.progress import Progress
+from scmreg.recipe import Recipe
+from scmreg.sample import Run, load_run
+from scmreg.train import make_optimizer, resolve_device, train
+
+__all__ = ["evaluate_run", "execute", "open_folder"]
+
+
+def open_folder(recipe: Recipe, out: Path, name: str | None) -> Path:
+    """Make the directory of a new run.
+
+    Args:
+        recipe: names the run if nobody does.
+        out: the directory of runs.
+        name: name of the run; ``None`` for process-objective-data-seed, numbered if it is taken.
+
+    Raises:
+        OutputError: if the name is taken, or nothing can be written there.
+    """
+    chosen = name or f"{recipe.process.name}-{recipe.objective.name}-{recipe.data.name}-s{recipe.seed}"
+    folder = out / chosen
+    if name is not None and (Path(name).name != name or name.startswith(".")):
+        raise OutputError(f"'{name}' is no name of a run", "a name has no '/', and does not begin with '.'")
+    number = 2
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        while folder.exists():
+            if name is not None:
+                raise OutputError(
+                    f"the run {folder} exists already", f"go on with it: scm run --resume {folder}", "or choose another --name"
+                )
+            folder = out / f"{chosen}-{number}"
+            number += 1
+        (folder / "samples").mkdir(parents=True)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to {out}: {error.strerror or error}", "choose another place with --out"
+        ) from None
+    checkpoint.write_text(folder / "recipe.yaml", recipe.to_yaml())
+    return folder
+
+
+def prepare(recipe: Recipe) -> Dataset:
+    """Check a composition, load its data and check that they fit; nothing is written.
+
+    Raises:
+        ScmError: whatever is wrong, before any work.
+    """
+    recipe.check()
+    resolve_device(recipe.trainer.device)
+    make_optimizer(recipe.trainer, [_parameter()])
+    if recipe.objective.needs_teacher:
+        make_optimizer(recipe.teacher.trainer, [_parameter()])
+        if recipe.teacher.source != "auto":
+            _fitting_teacher(recipe, Path(recipe.teacher.source))
+    dataset = recipe.data.load()
+    recipe.check(dataset.spec)
+    return dataset
+
+
+def execute(recipe: Recipe, folder: Path, dataset: Dataset, progress: Progress) -> dict[str, Any]:
+    """Carry out a recipe in a run directory, or what is left of it.
+
+    Returns:
+        The summary that is also written to ``summary.json``.
+    """
+    start = time.perf_counter()
+    teacher_run = _teacher(recipe, folder, dataset, progress)
+    device = str(resolve_device(recipe.trainer.device))
+    teacher = teacher_run.denoiser("ema", device) if teacher_run else None
+    train(
+        recipe,
+        dataset,
+        folder,
+        progress,
+        teacher=teacher,
+        teacher_digest=_weights_digest(teacher_run) if teacher_run else None,
+        title="train" if teacher_run is None else f"train {recipe.objective.name}",
+    )
+    run = load_run(folder)
+    summary = evaluate_run(run, dataset, progress, teacher_run=teacher_run, start=start)
+    checkpoint.write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def evaluate_run(
+    run: Run,
+    dataset: Dataset,
+    progress: Progress,
+    *,
+    teacher_run: Run | None = None,
+    start: float | None = None,
+) -> dict[str, Any]:
+    """Judge a run and its teacher from the same noise, draw the comparison, and return the summary."""
+    recipe = run.recipe
+    began = time.perf_counter() if start is None else start
+    device = str(resolve_device(recipe.trainer.device))
+    judge = Judge(recipe, dataset, progress)
+    model = run.denoiser("ema", device)
+    few: list[Result] = []
+    diffusion: Result | None = None
+    if recipe.objective.few_step:
+        for steps in recipe.evaluation.steps:
+            title = f"{steps} step" + "s" * (steps > 1)
+            few.append(judge.judge(title, model, with_steps(recipe.sampler, steps)))
+        if teacher_run is not None:
+            diffusion = _diffusion(judge, teacher_run.denoiser("ema", device), recipe, "teacher")
+    else:
+        diffusion = _diffusion(judge, model, recipe, "model")
+    _draw(run, judge, few, diffusion)
+    own_seconds = run.checkpoint.meta["step_seconds"]
+    teacher_seconds = teacher_run.checkpoint.meta["step_seconds"] if teacher_run else None
+    return {
+        "run": str(run.folder),
+        "process": recipe.process.name,
+        "objective": recipe.objective.name,
+        "seed": recipe.seed,
+        "seconds": round(time.perf_counter() - began, 1),
+        "floor": _rounded(judge.floor()),
+        "teacher": _rounded(diffusion.to_json()) if diffusion else None,
+        "student": [_rounded(result.to_json()) for result in few],
+        "step_seconds": {
+            "teacher": teacher_seconds if recipe.objective.few_step else own_seconds,
+            "student": own_seconds if recipe.objective.few_step else None,
+        },
+    }
+
+
+def _diffusion(judge: Judge, denoiser: Denoiser, recipe: Recipe, title: str) -> Result:
+    sampler = recipe.evaluation.teacher_sampler
+    return judge.judge(f"{title}, {sampler.evaluations} evaluations", denoiser, sampler)
+
+
+def _draw(run: Run, judge: Judge, few: list[Result], diffusion: Result | None) -> None:
+    (run.folder / "samples").mkdir(exist_ok=True)
+    spec = judge.reference.spec
+    real = judge.reference.all
+    panels = [(result.title, result.samples) for result in ([diffusion] if diffusion else []) + few]
+    if spec.modality == "points":
+        panels.insert(0, ("data", Judged(real.x, real.labels)))
+    comparison(panels, spec, run.folder / "samples" / "comparison.png")
+    for result in few + ([diffusion] if diffusion else []):
+        name = result.title.split(",")[0].replace(" ", "-")
+        comparison([(result.title, result.samples)], spec, run.folder / "samples" / f"{name}.png", rows=12)
+
+
+def _teacher(recipe: Recipe, folder: Path, dataset: Dataset, progress: Progress) -> Run | None:
+    """Return the teacher of a recipe: the run that is named, the cached one, or one trained now."""
+    if not recipe.objective.needs_teacher:
+        return None
+    source = recipe.teacher.source
+    if source != "auto":
+        run = _fitting_teacher(recipe, Path(source), dataset)
+        progress.say(f"teacher: {run.folder} (step {run.checkpoint.step})")
+        return run
+    wanted = recipe.teacher_recipe()
+    key = wanted.training_key(dataset.digest, code_digest(wanted))
+    place = _shelf(folder) / f"{wanted.process.name}-{wanted.data.name}-{key}"
+    place.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(place.with_suffix(".lock"))
+    if not lock_quickly(lock):
+        progress.say(f"teacher {place} is being trained by another process, waiting for it")
+        lock.acquire()
+    try:
+        found = checkpoint.latest(place / "checkpoints")
+        if found is not None and checkpoint.load(found).step >= wanted.trainer.steps:
+            progress.say(f"teacher: found {place} (same recipe, data and code)")
+        else:
+            progress.say(f"teacher: none of this recipe yet, training one in {place}")
+            checkpoint.write_text(place / "recipe.yaml", wanted.to_yaml())
+            train(wanted, dataset, place, progress, title="train teacher")
+    finally:
+        lock.release()
+    return load_run(place)
+
+
+def _shelf(folder: Path) -> Path:
+    """Return where teachers are kept: beside the runs."""
+    return folder.parent / "teachers"
+
+
+def lock_quickly(lock: FileLock) -> bool:
+    """Try to take a lock without waiting."""
+    from filelock import Timeout
+
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    return True
+
+
+def _fitting_teacher(recipe: Recipe, path: Path, dataset: Dataset | None = None) -> Run:
+    """Open a run and check that it can teach the recipe.
+
+    Raises:
+        CompositionError: naming the first thing that differs.
+    """
+    run = load_run(path)
+    theirs = run.recipe
+    if theirs.objective.few_step:
+        raise CompositionError(
+            f"{path} was trained by '{theirs.objective.name}', a teacher must be a diffusion model",
+            "train one with: scm run --objective diffusion",
+        )
+    ours: list[tuple[str, Any, Any]] = [
+        ("process", recipe.process, theirs.process),
+        ("parameterization", recipe.parameterization, theirs.parameterization),
+    ]
+    if recipe.objective.starts_from_teacher:
+        ours.append(("network", recipe.network, theirs.network))
+    for what, own, other in ours:
+        if own != other:
+            raise CompositionError(
+                f"the teacher {path} has another {what} than the recipe: {other}, not {own}",
+                f"give the run the teacher's {what}, or leave out --teacher to train a fitting one",
+            )
+    if dataset is not None and (run.spec.shape, len(run.spec.classes)) != (
+        dataset.spec.shape,
+        len(dataset.spec.classes),
+    ):
+        raise CompositionError(
+            f"the teacher {path} was trained on samples of shape {run.spec.shape} with {len(run.spec.classes)} classes,"
+            f" the data have shape {dataset.spec.shape} with {len(dataset.spec.classes)}"
+        )
+    return run
+
+
+def _weights_digest(run: Run) -> str:
+    return str(run.checkpoint.meta["files"]["ema.safetensors"])
+
+
+def code_digest(recipe: Recipe) -> str:
+    """Return a digest of the source of the core and of every package whose components the recipe uses."""
+    roots = {Path(scmreg.__file__).parent}
+    roots |= {Path(inspect.getfile(type(component))).parent for component in recipe.components()}
+    digest = hashlib.sha256()
+    for root in sorted(roots):
+        for path in sorted(root.rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def recipe_of(folder: Path) -> Recipe:
+    """Return the recipe of a run directory, finished or not.
+
+    Raises:
+        RecipeError: if it has none.
+    """
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        raise RecipeError(f"{folder} is no run directory: it has no recipe.yaml", "runs are kept under runs/")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is no YAML: {error}") from None
+    return Recipe.from_tree(tree)
+
+
+def _parameter() -> Any:
+    import torch
+
+    return torch.nn.Parameter(torch.zeros(1))
+
+
+def _rounded(figures: dict[str, float]) -> dict[str, float]:
+    return {key: value if isinstance(value, int) else float(f"{value:.6g}") for key, value in figures.items()}

@@ -1,0 +1,139 @@
+"""The tangent of a consistency function: taken in any process, treated in TrigFlow time (sCM, Eq. 6, Algorithm 1).
+
+With ``F̂`` the unit velocity (:meth:`~scmreg.parameterization.Parameterization.unit_velocity`) and hats for TrigFlow
+coordinates, ``g = cos(t̂) df/dt̂`` is
+
+``g = -cos²(t̂) (sigma_data F̂ - dx̂/dt̂) - r [cos(t̂) sin(t̂) x̂ + sigma_data · cos(t̂) sin(t̂) dF̂/dt̂]``
+
+with the warm-up factor ``r``. The last term is one JVP of ``F̂`` in the process's own coordinates, along the direction
+of motion times `log_ratio_rate`, so that neither time nor network leaves those coordinates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from scmreg.coordinates import log_ratio_rate, to_trig
+from scmreg.denoiser import Denoiser
+from scmreg.types import Conditions, expand
+
+__all__ = ["Normalization", "TangentPass", "consistency_tangent", "evaluate_with_jvp", "normalize", "unit_velocity"]
+
+Normalization = Literal["l2", "rms", "clip", "none"]
+TangentPass = Literal["joint", "separate"]
+Raw = Callable[[Tensor, Tensor, Conditions], Tensor]
+"""``(x, t, cond) -> F``: a Denoiser, or what wraps one."""
+
+
+@dataclass(frozen=True)
+class Motion:
+    """Where a sample is and where it goes, in the process's own coordinates and in TrigFlow's."""
+
+    x: Tensor
+    """``x_t``, shape ``(B, ...)``."""
+    t: Tensor
+    """Process time, shape ``(B,)``."""
+    x_rate: Tensor
+    """``dx/dt`` times `log_ratio_rate`, the shape of ``x``."""
+    t_rate: Tensor
+    """`log_ratio_rate`, shape ``(B,)``."""
+    x_hat: Tensor
+    """TrigFlow point."""
+    t_hat: Tensor
+    """TrigFlow time."""
+    velocity_hat: Tensor
+    """``dx̂/dt̂ = cos(t̂) sigma_data noise - sin(t̂) data``."""
+
+
+def motion(denoiser: Denoiser, x: Tensor, t: Tensor, data: Tensor, noise: Tensor) -> Motion:
+    """Describe the motion of ``x`` at ``t`` that is due to the pair ``(data, noise)``.
+
+    For consistency training the pair is the one that ``x`` was made of; for distillation it is what the teacher
+    predicts (sCM, Sec. 2.2), so that ``dx/dt`` is the teacher's probability flow.
+    """
+    process = denoiser.process
+    rate = log_ratio_rate(process, t)
+    x_hat, t_hat = to_trig(process, x, t)
+    cos, sin = expand(torch.cos(t_hat), x), expand(torch.sin(t_hat), x)
+    return Motion(
+        x=x,
+        t=t,
+        x_rate=expand(rate, x) * process.velocity(data, noise, t),
+        t_rate=rate,
+        x_hat=x_hat,
+        t_hat=t_hat,
+        velocity_hat=cos * process.sigma_data * noise - sin * data,
+    )
+
+
+def unit_velocity(net: Raw, denoiser: Denoiser, x: Tensor, t: Tensor, cond: Conditions) -> Tensor:
+    """Return ``F̂(x, t)`` of a possibly wrapped denoiser."""
+    return denoiser.unit_velocity(net(x, t, cond), x, t)
+
+
+def evaluate_with_jvp(
+    net: Raw, denoiser: Denoiser, at: Motion, cond: Conditions, tangent_pass: TangentPass
+) -> tuple[Tensor, Tensor]:
+    """Return ``F̂`` with its gradient, and ``cos(t̂) sin(t̂) dF̂/dt̂`` along the motion, without.
+
+    ``joint`` takes both from one evaluation, in which value and tangent share every random draw by construction.
+    ``separate`` takes the JVP without a graph and evaluates again for the gradient, with the random state of the first
+    evaluation: it is what activation checkpointing needs, and equal to rounding.
+    """
+
+    def evaluate(x: Tensor, t: Tensor) -> Tensor:
+        return unit_velocity(net, denoiser, x, t, cond)
+
+    direction = (at.x_rate, at.t_rate)
+    if tangent_pass == "joint":
+        value, tangent = jvp(evaluate, (at.x, at.t), direction)
+        return value, tangent.detach()
+    devices = [at.x.device] if at.x.is_cuda else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        _, tangent = jvp(evaluate, (at.x, at.t), direction)
+    return evaluate(at.x, at.t), tangent
+
+
+def jvp(function: Callable[..., Tensor], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    """Return the value of ``function`` at ``primals`` and its derivative along ``tangents``, by forward-mode AD."""
+    value, tangent = torch.func.jvp(function, primals, tangents)
+    return value, tangent
+
+
+def consistency_tangent(value: Tensor, jvp_hat: Tensor, at: Motion, sigma_data: float, warmup: float) -> Tensor:
+    """Return ``g = cos(t̂) df/dt̂``, its unstable part scaled by the warm-up factor (sCM, Algorithm 1).
+
+    Args:
+        value: ``F̂``, without gradient, shape ``(B, ...)``.
+        jvp_hat: ``cos(t̂) sin(t̂) dF̂/dt̂``. (The printed algorithm lacks the factor ``sigma_data`` of this term.)
+        at: the motion that the JVP was taken along.
+        sigma_data: standard deviation of the data.
+        warmup: ``r`` in ``[0, 1]``; at 1 the result is the derivative itself.
+    """
+    cos, sin = expand(torch.cos(at.t_hat), value), expand(torch.sin(at.t_hat), value)
+    stable = -(cos**2) * (sigma_data * value - at.velocity_hat)
+    return stable - warmup * (cos * sin * at.x_hat + sigma_data * jvp_hat)
+
+
+def normalize(g: Tensor, how: Normalization, c: float) -> Tensor:
+    """Treat the tangent against gradient variance (sCM, Sec. 4.2).
+
+    Args:
+        g: tangent, shape ``(B, ...)``.
+        how: ``l2`` divides each sample by ``||g|| + c``; ``rms`` by ``||g||/sqrt(D) + c``, another method with
+            other learning rates; ``clip`` limits every element to ``[-1, 1]``; ``none`` leaves it.
+        c: keeps small tangents small; 0.1 in the paper.
+    """
+    if how == "none":
+        return g
+    if how == "clip":
+        return g.clamp(-1, 1)
+    norm = torch.linalg.vector_norm(g.flatten(1), dim=1)
+    if how == "rms":
+        norm = norm / g[0].numel() ** 0.5
+    return g / expand(norm + c, g)

@@ -1,0 +1,504 @@
+"""The training loop: one optimizer step of one phase is its only verb.
+
+Every random draw of step ``k`` comes from a stream keyed by ``(seed, k)``, so a run that is resumed from a checkpoint
+goes on exactly as the uninterrupted run would have.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import json
+import math
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset as TorchDataset
+
+from scmreg import __version__, checkpoint
+from scmreg.data import Dataset
+from scmreg.denoiser import Denoiser
+from scmreg.errors import CheckpointError, DivergenceError, OptionError, ScmError, UnavailableError, did_you_mean
+from scmreg.objective import Loss, Phase, Setup
+from scmreg.progress import Progress
+from scmreg.recipe import Recipe, Trainer
+from scmreg.rng import derive, generator
+from scmreg.types import Batch, Conditions
+
+__all__ = ["Interrupted", "build_denoiser", "resolve_device", "train"]
+
+
+class Interrupted(ScmError):
+    """The run was stopped by the user, after a checkpoint."""
+
+    exit_code = 130
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device of a name, ``auto`` being the GPU if there is one.
+
+    Raises:
+        OptionError: if there is no such name.
+        UnavailableError: if there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise OptionError([f"no device called '{name}'"], "devices: auto, cpu, cuda, cuda:1, mps") from None
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UnavailableError(
+            f"device '{name}' is not available here: {str(error).splitlines()[0]}", "use --device auto, or cpu"
+        ) from None
+    return device
+
+
+def build_denoiser(recipe: Recipe, shape: tuple[int, ...], classes: int, seed: int | None = None) -> Denoiser:
+    """Return a fresh denoiser of a recipe, its parameters drawn from a stream of their own."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(recipe.seed if seed is None else seed, "init"))
+        network = recipe.network.build(shape, classes)
+    return Denoiser(network, recipe.process, recipe.parameterization)
+
+
+def train(
+    recipe: Recipe,
+    dataset: Dataset,
+    folder: Path,
+    progress: Progress,
+    *,
+    teacher: Denoiser | None = None,
+    teacher_digest: str | None = None,
+    title: str = "train",
+) -> Path:
+    """Train the model of a recipe, from its newest checkpoint in ``folder`` if there is one.
+
+    Args:
+        recipe: what to train, composed and checked.
+        dataset: loaded data.
+        folder: run directory; checkpoints and ``metrics.jsonl`` are put here.
+        progress: told of every step.
+        teacher: the diffusion model that the objective asks for.
+        teacher_digest: names the teacher in the checkpoint.
+        title: what the progress is called.
+
+    Returns:
+        The folder of the last checkpoint.
+
+    Raises:
+        DivergenceError: at the first loss, tangent or gradient that is not finite.
+        Interrupted: after SIGINT, with a checkpoint written.
+        CheckpointError: if the checkpoint to resume from is of another model.
+    """
+    loop = _Loop(recipe, dataset, folder, teacher, teacher_digest)
+    loop.resume()
+    return loop.run(progress, title)
+
+
+class _Loop:
+    """State of a training run, and its one step."""
+
+    def __init__(
+        self, recipe: Recipe, dataset: Dataset, folder: Path, teacher: Denoiser | None, teacher_digest: str | None
+    ) -> None:
+        self.recipe, self.trainer, self.dataset, self.folder = recipe, recipe.trainer, dataset, folder
+        self.checkpoints = folder / "checkpoints"
+        self.device = resolve_device(self.trainer.device)
+        self.teacher_digest = teacher_digest
+        self.denoiser = build_denoiser(recipe, dataset.spec.shape, len(dataset.spec.classes)).to(self.device)
+        if teacher is not None:
+            teacher = teacher.to(self.device).eval().requires_grad_(False)
+            if recipe.objective.starts_from_teacher:
+                checkpoint.load_into(self.denoiser, teacher.state_dict(), "the teacher")
+        setup = Setup(self.denoiser, dataset.spec, teacher, self.trainer.tangent_pass)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(recipe.seed, "objective"))
+            self.objective = recipe.objective.build(setup).to(self.device)
+        self.average = copy.deepcopy(self.denoiser).eval().requires_grad_(False)
+        self.nets: dict[str, Any] = {"model": self.denoiser}
+        for name, module in self.objective.named_children():
+            self.nets.setdefault(name, module)
+        self.parameters = {phase.name: self._parameters(phase) for phase in self.objective.phases}
+        self.optimizers = {phase.name: self._optimizer(phase) for phase in self.objective.phases}
+        if self.trainer.compile:
+            self.nets["model"] = torch.compile(self.denoiser)
+        self.step = 0
+        self.seconds = 0.0
+        self.step_seconds: list[float] = []
+
+    # Checkpoints ------------------------------------------------------------------------------------------------
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint, if there is one."""
+        found = checkpoint.latest(self.checkpoints)
+        if found is None:
+            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
+            return
+        saved = checkpoint.load(found)
+        if saved.meta.get("teacher") != self.teacher_digest:
+            raise CheckpointError(
+                f"{found} was trained with another teacher than the one that is there now",
+                "name the teacher it was trained with by --teacher, or start a new run",
+            )
+        checkpoint.load_into(self.denoiser, saved.tensors("model", self.device), str(found))
+        checkpoint.load_into(self.average, saved.tensors("ema", self.device), str(found))
+        if list(self.objective.state_dict()):
+            checkpoint.load_into(self.objective, saved.tensors("objective", self.device), str(found))
+        for name, optimizer in self.optimizers.items():
+            _load_optimizer(optimizer, saved.tensors(f"optimizer-{name}"), saved.meta["optimizers"][name])
+        self.step, self.seconds = saved.step, float(saved.meta["seconds"])
+        self.step_seconds = [float(saved.meta["step_seconds"])] if saved.meta["step_seconds"] else []
+        _truncate(self.folder / "metrics.jsonl", self.step)
+
+    def save(self) -> Path:
+        """Write a checkpoint of everything that the run needs to go on."""
+        parts: dict[str, Mapping[str, Tensor]] = {
+            "model": self.denoiser.state_dict(),
+            "ema": self.average.state_dict(),
+        }
+        if list(self.objective.state_dict()):
+            parts["objective"] = self.objective.state_dict()
+        groups = {}
+        for name, optimizer in self.optimizers.items():
+            parts[f"optimizer-{name}"], groups[name] = _optimizer_tensors(optimizer)
+        meta = {
+            "scmreg": __version__,
+            "recipe": self.recipe.to_tree(),
+            "data": self.dataset.spec.to_json(),
+            "data_digest": self.dataset.digest,
+            "teacher": self.teacher_digest,
+            "optimizers": groups,
+            "seconds": self.seconds,
+            "step_seconds": statistics.median(self.step_seconds) if self.step_seconds else None,
+        }
+        return checkpoint.save(self.checkpoints, self.step, parts, meta, self.trainer.keep)
+
+    # The loop ---------------------------------------------------------------------------------------------------
+
+    def run(self, progress: Progress, title: str) -> Path:
+        """Train to the last step and return the last checkpoint."""
+        total = self.trainer.steps
+        found = checkpoint.latest(self.checkpoints)
+        if self.step >= total and found is not None:
+            return found
+        batches = iter(_loader(self.dataset, self.trainer, self.recipe.seed, self.step))
+        log = _Log(self.folder, self.trainer)
+        with progress.task(title, total, self.step) as task, _interruptible() as stop, log:
+            while self.step < total:
+                start = time.perf_counter()
+                figures = self.take_step(next(batches))
+                self.step += 1
+                elapsed = time.perf_counter() - start
+                self.seconds += elapsed
+                self.step_seconds.append(elapsed)
+                task.update(self.step, float(figures["loss"]))
+                if self.step % self.trainer.log_every == 0 or self.step == total:
+                    log.write({"step": self.step, "seconds": round(self.seconds, 3), **figures})
+                if self.step % self.trainer.checkpoint_every == 0 or self.step == total or stop:
+                    found = self.save()
+                if stop and self.step < total:
+                    raise Interrupted(
+                        f"stopped at step {self.step} of {total}, checkpoint written to {found}",
+                        f"go on with: scm run --resume {self.folder}",
+                    )
+        assert found is not None, "the last step writes a checkpoint"
+        return found
+
+    def take_step(self, batch: tuple[Tensor, Tensor]) -> dict[str, float]:
+        """Take one optimizer step of every phase that is due, and return the figures to log."""
+        figures: dict[str, float] = {}
+        torch.manual_seed(derive(self.recipe.seed, "dropout", self.step))
+        rng = generator(self.recipe.seed, "loss", self.step)
+        for phase in self.objective.phases:
+            if self.step % phase.every:
+                continue
+            optimizer, parameters = self.optimizers[phase.name], self.parameters[phase.name]
+            rate = _options(self.trainer, phase).learning_rate * _decay(self.trainer, self.step)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad(set_to_none=True)
+            loss = 0.0
+            for part in self._parts(batch):
+                with self._autocast():
+                    result = self.objective.loss(phase.name, self.nets, part, self.step, rng)
+                self._check(result, phase)
+                share = len(part.x0) / self.trainer.batch_size
+                (result.total * share).backward()  # type: ignore[no-untyped-call]
+                loss += float(result.total.detach()) * share
+                for name, value in result.logs.items():
+                    figures[name] = figures.get(name, 0.0) + float(value.mean()) * share
+            norm = float(nn.utils.clip_grad_norm_(parameters, self.trainer.clip or math.inf))
+            if not math.isfinite(norm):
+                raise DivergenceError(
+                    f"the gradient of {self.recipe.objective.name} is not finite at step {self.step + 1}", _ADVICE
+                )
+            optimizer.step()
+            prefix = "" if len(self.objective.phases) == 1 else f"{phase.name}_"
+            figures |= {f"{prefix}loss": loss, f"{prefix}gradient_norm": norm, f"{prefix}learning_rate": rate}
+        figures.setdefault("loss", next(value for name, value in figures.items() if name.endswith("loss")))
+        self._average()
+        return figures
+
+    def _parts(self, batch: tuple[Tensor, Tensor]) -> Iterator[Batch]:
+        """Scale a batch, vary it, move it to the device and cut it into the parts of the accumulation."""
+        rendered, labels = batch
+        rng = generator(self.recipe.seed, "augment", self.step)
+        rendered = self.recipe.data.augmentation.apply(rendered, rng)
+        x0 = self.dataset.spec.scale(rendered, self.recipe.process.sigma_data).to(self.device, non_blocking=True)
+        label = labels.to(self.device, non_blocking=True) if self.dataset.spec.classes else None
+        size = math.ceil(len(x0) / self.trainer.accumulation)
+        for start in range(0, len(x0), size):
+            part = slice(start, start + size)
+            yield Batch(x0[part], Conditions(label=None if label is None else label[part]))
+
+    def _average(self) -> None:
+        """Move the averaged weights towards the current ones."""
+        half_life = min(self.trainer.ema_half_life, (self.step + 1) / 10)
+        beta = 0.5 ** (1 / half_life) if self.trainer.ema_half_life else 0.0
+        with torch.no_grad():
+            pairs = list(zip(self.average.parameters(), self.denoiser.parameters(), strict=True))
+            torch._foreach_lerp_([mean for mean, _ in pairs], [now for _, now in pairs], 1 - beta)
+            for mean, now in zip(self.average.buffers(), self.denoiser.buffers(), strict=True):
+                mean.copy_(now)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=self.trainer.precision == "bfloat16"
+        )
+
+    def _check(self, result: Loss, phase: Phase) -> None:
+        """Stop at the first figure that is not finite; nothing is masked."""
+        if bool(torch.isfinite(result.total)) and all(bool(torch.isfinite(v).all()) for v in result.logs.values()):
+            return
+        figures = {"loss": result.per_sample, **result.logs}
+        name, bad = next(
+            ((name, ~torch.isfinite(value)) for name, value in figures.items() if not torch.isfinite(value).all()),
+            ("weight", torch.ones_like(result.per_sample, dtype=torch.bool)),
+        )
+        times = result.t_hat[bad.to(result.t_hat.device)]
+        raise DivergenceError(
+            f"{name.replace('_', ' ')} of {self.recipe.objective.name} is not finite at step {self.step + 1}"
+            f" (phase {phase.name}), for {int(bad.sum())} of {len(bad)} samples",
+            f"their TrigFlow times lie in [{float(times.min()):.4f}, {float(times.max()):.4f}] of [0, 1.5708]",
+            _ADVICE,
+        )
+
+    def _parameters(self, phase: Phase) -> list[nn.Parameter]:
+        modules = [self.denoiser if name == "model" else getattr(self.objective, name) for name in phase.nets]
+        modules += [getattr(self.objective, name) for name in phase.own]
+        return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+
+    def _optimizer(self, phase: Phase) -> torch.optim.Optimizer:
+        return make_optimizer(_options(self.trainer, phase), self.parameters[phase.name])
+
+
+_ADVICE = (
+    "try a lower trainer.learning_rate, trainer.clip, a longer objective.warmup, or tangent normalization l2;"
+    " the run keeps its last checkpoint"
+)
+
+
+def make_optimizer(trainer: Trainer, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """Return the optimizer that the trainer names.
+
+    Raises:
+        OptionError: if torch.optim has none of that name, or it refuses its options.
+    """
+    known = {
+        name.lower(): cls
+        for name, cls in vars(torch.optim).items()
+        if inspect.isclass(cls) and issubclass(cls, torch.optim.Optimizer) and cls is not torch.optim.Optimizer
+    }
+    found = known.get(trainer.optimizer.lower())
+    names = sorted(cls.__name__ for cls in known.values())
+    if found is None:
+        raise OptionError(
+            [f"torch.optim has no optimizer '{trainer.optimizer}'{did_you_mean(trainer.optimizer, names)}"],
+            f"available: {', '.join(names)}",
+        )
+    try:
+        return found(parameters, lr=trainer.learning_rate, **trainer.optimizer_options)  # type: ignore[call-arg]
+    except (TypeError, ValueError) as error:
+        taken = [p for p in inspect.signature(found).parameters if p not in ("params", "lr")]
+        raise OptionError(
+            [f"optimizer {found.__name__} refuses trainer.optimizer_options: {error}"], f"it takes: {', '.join(taken)}"
+        ) from None
+
+
+def _options(trainer: Trainer, phase: Phase) -> Trainer:
+    """Return the trainer with the options that differ in a phase."""
+    return dataclasses.replace(trainer, **phase.options) if phase.options else trainer
+
+
+def _decay(trainer: Trainer, step: int) -> float:
+    """Return the factor of the learning rate of a step."""
+    factor = min(1.0, (step + 1) / trainer.rampup) if trainer.rampup else 1.0
+    if trainer.schedule == "cosine":
+        return factor * 0.5 * (1 + math.cos(math.pi * step / trainer.steps))
+    if trainer.schedule == "inverse-sqrt":
+        return factor / math.sqrt(max((step + 1) / trainer.decay_from, 1.0))
+    return factor
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Split the state of an optimizer into tensors and plain values."""
+    tensors, plain = {}, {}
+    for index, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{key}"] = value
+            else:
+                plain[f"{index}.{key}"] = value
+    return tensors, plain
+
+
+def _load_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]
+) -> None:
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in {**tensors, **plain}.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+class _Indexed(TorchDataset[Any]):
+    """Training items for a loader: a batch of indices at a time."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.split = dataset.train
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        labels = self.split.labels
+        chosen = torch.zeros(0) if labels is None else labels[torch.as_tensor(indices)]
+        return self.split.__getitems__(indices), chosen
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.__getitems__([index])
+
+
+class _Order:
+    """Batches of indices from step ``start`` on: one permutation after the other, cut into batches."""
+
+    def __init__(self, count: int, batch: int, seed: int, start: int) -> None:
+        self.count, self.batch, self.seed, self.start = count, batch, seed, start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch, place = divmod(self.start * self.batch, self.count)
+        order = self._permutation(epoch)
+        while True:
+            indices: list[int] = []
+            while len(indices) < self.batch:
+                taken = order[place : place + self.batch - len(indices)]
+                indices += taken
+                place += len(taken)
+                if place == self.count:
+                    epoch, place = epoch + 1, 0
+                    order = self._permutation(epoch)
+            yield indices
+
+    def _permutation(self, epoch: int) -> list[int]:
+        order: list[int] = torch.randperm(self.count, generator=generator(self.seed, "order", epoch)).tolist()
+        return order
+
+
+def _loader(dataset: Dataset, trainer: Trainer, seed: int, start: int) -> DataLoader[Any]:
+    return DataLoader(
+        _Indexed(dataset),
+        batch_sampler=_Order(len(dataset.train), trainer.batch_size, seed, start),  # type: ignore[arg-type]
+        collate_fn=_as_is,
+        num_workers=trainer.workers,
+        persistent_workers=trainer.workers > 0,
+        multiprocessing_context="spawn" if trainer.workers else None,
+    )
+
+
+def _as_is(items: Any) -> Any:
+    return items
+
+
+class _Log:
+    """Lines of ``metrics.jsonl``, and TensorBoard if asked."""
+
+    def __init__(self, folder: Path, trainer: Trainer) -> None:
+        self.path = folder / "metrics.jsonl"
+        self.board: Any = None
+        if trainer.tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise UnavailableError(
+                    "trainer.tensorboard needs the package tensorboard", 'install it with: pip install "scmreg[tensorboard]"'
+                ) from None
+            self.board = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> _Log:
+        self.file = self.path.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+        if self.board is not None:
+            self.board.close()
+
+    def write(self, line: dict[str, Any]) -> None:
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        if self.board is not None:
+            for name, value in line.items():
+                if name != "step":
+                    self.board.add_scalar(name, value, line["step"])
+
+
+def _truncate(path: Path, step: int) -> None:
+    """Drop the lines of steps after ``step``, and a half-written last line: they are about to be written again."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError, KeyError, TypeError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+    checkpoint.write_text(path, "".join(f"{line}\n" for line in kept))
+
+
+class _Stop:
+    """Whether a stop was asked for."""
+
+    asked = False
+
+    def __bool__(self) -> bool:
+        return self.asked
+
+
+@contextmanager
+def _interruptible() -> Iterator[_Stop]:
+    """Turn the first SIGINT into a request to stop after the current step; a second one stops at once."""
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        stop.asked = True
+        signal.signal(signal.SIGINT, previous)
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, previous)

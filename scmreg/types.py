@@ -1,0 +1,63 @@
+"""The vocabulary of option types: numbers with their bounds, and the records that pass between components."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Interval, Le
+from torch import Tensor
+
+__all__ = [
+    "Batch",
+    "Conditions",
+    "Count",
+    "NonNegative",
+    "NonNegativeInt",
+    "Positive",
+    "Probability",
+    "expand",
+]
+
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Probability = Annotated[float, Interval(ge=0, le=1)]
+Count = Annotated[int, Ge(1)]
+NonNegativeInt = Annotated[int, Ge(0)]
+Fraction = Annotated[float, Gt(0), Le(1)]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a network is told beside the noisy sample and the time; each is ``None`` where it is not given.
+
+    A network declares in ``takes`` which of them it understands.
+    """
+
+    label: Tensor | None = None
+    """Class index of each sample, shape ``(B,)``, int64; the number of classes itself means "no label"."""
+    guidance: Tensor | None = None
+    """Classifier-free guidance scale that is distilled into the network, shape ``(B,)``."""
+    target_time: Tensor | None = None
+    """TrigFlow time that a two-time consistency function jumps to, shape ``(B,)``."""
+
+    def given(self) -> frozenset[str]:
+        """Name the conditions that are present."""
+        return frozenset(name for name in ("label", "guidance", "target_time") if getattr(self, name) is not None)
+
+    def slice(self, start: int, stop: int) -> Conditions:
+        """Return the conditions of the samples ``start:stop``."""
+        return replace(self, **{name: getattr(self, name)[start:stop] for name in self.given()})
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Training data of one step: ``x0`` of shape ``(B, *shape)`` scaled to ``sigma_data``, and its conditions."""
+
+    x0: Tensor
+    cond: Conditions = Conditions()
+
+
+def expand(coefficient: Tensor, x: Tensor) -> Tensor:
+    """Give a per-sample coefficient of shape ``(B,)`` the trailing axes that broadcast it over ``x`` ``(B, ...)``."""
+    return coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim))
