@@ -65,6 +65,8 @@ class Trainer(Options):
     """Precision of matrix products; times, losses and parameters stay float32."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, cuda:1, mps; auto takes a GPU if there is one."""
+    threads: NonNegativeInt = 0
+    """CPU threads; 0 takes one for a small network, whose operations are too short to share, and else torch's choice."""
     compile: bool = False
     """Whether the network is compiled by torch.compile."""
     workers: NonNegativeInt = 0
@@ -81,7 +83,7 @@ class Trainer(Options):
     """Checkpoints that are kept."""
 
     operational: ClassVar[frozenset[str]] = frozenset(
-        {"device", "compile", "workers", "log_every", "tensorboard", "checkpoint_every", "keep"}
+        {"device", "threads", "compile", "workers", "log_every", "tensorboard", "checkpoint_every", "keep"}
     )
     """Options that leave the result alone, but for rounding: they are not part of the key of a cached teacher."""
 

@@ -59,6 +59,8 @@ def _loaded() -> _State:
     global _state
     with _lock:
         if _state is None:
+            for kind in KINDS:  # before the plugins, so that the time of torch's import is not put down to one of them
+                importlib.import_module(f"scmreg.{kind}")
             state = _State()
             for plugin in discovery.discover(state.taken):
                 state.add(plugin)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,9 @@ from scmreg.pictures import comparison
 from scmreg.progress import Progress
 from scmreg.recipe import Recipe
 from scmreg.sample import Run, load_run
-from scmreg.train import make_optimizer, resolve_device, train
+from scmreg.train import cpu_threads, make_optimizer, resolve_device, train
 
-__all__ = ["evaluate_run", "execute", "open_folder"]
+__all__ = ["evaluate_run", "execute", "open_folder", "prepare", "recipe_of", "teacher_of"]
 
 
 def open_folder(recipe: Recipe, out: Path, name: str | None) -> Path:
@@ -102,7 +103,7 @@ def execute(recipe: Recipe, folder: Path, dataset: Dataset, progress: Progress) 
         folder,
         progress,
         teacher=teacher,
-        teacher_digest=_weights_digest(teacher_run) if teacher_run else None,
+        teacher_run=_identity(teacher_run, folder),
         title="train" if teacher_run is None else f"train {recipe.objective.name}",
     )
     run = load_run(folder)
@@ -125,16 +126,8 @@ def evaluate_run(
     device = str(resolve_device(recipe.trainer.device))
     judge = Judge(recipe, dataset, progress)
     model = run.denoiser("ema", device)
-    few: list[Result] = []
-    diffusion: Result | None = None
-    if recipe.objective.few_step:
-        for steps in recipe.evaluation.steps:
-            title = f"{steps} step" + "s" * (steps > 1)
-            few.append(judge.judge(title, model, with_steps(recipe.sampler, steps)))
-        if teacher_run is not None:
-            diffusion = _diffusion(judge, teacher_run.denoiser("ema", device), recipe, "teacher")
-    else:
-        diffusion = _diffusion(judge, model, recipe, "model")
+    with cpu_threads(recipe.trainer, model):
+        few, diffusion, floor = _judge_all(judge, model, recipe, teacher_run, device)
     _draw(run, judge, few, diffusion)
     own_seconds = run.checkpoint.meta["step_seconds"]
     teacher_seconds = teacher_run.checkpoint.meta["step_seconds"] if teacher_run else None
@@ -144,7 +137,7 @@ def evaluate_run(
         "objective": recipe.objective.name,
         "seed": recipe.seed,
         "seconds": round(time.perf_counter() - began, 1),
-        "floor": _rounded(judge.floor()),
+        "floor": _rounded(floor),
         "teacher": _rounded(diffusion.to_json()) if diffusion else None,
         "student": [_rounded(result.to_json()) for result in few],
         "step_seconds": {
@@ -152,6 +145,22 @@ def evaluate_run(
             "student": own_seconds if recipe.objective.few_step else None,
         },
     }
+
+
+def _judge_all(
+    judge: Judge, model: Denoiser, recipe: Recipe, teacher_run: Run | None, device: str
+) -> tuple[list[Result], Result | None, dict[str, float]]:
+    """Return the results of the few-step samplers and of the diffusion sampler, and the floor."""
+    floor = judge.floor()
+    if not recipe.objective.few_step:
+        return [], _diffusion(judge, model, recipe, "model"), floor
+    few = [
+        judge.judge(f"{steps} step{'s' * (steps > 1)}", model, with_steps(recipe.sampler, steps))
+        for steps in recipe.evaluation.steps
+    ]
+    if teacher_run is None:
+        return few, None, floor
+    return few, _diffusion(judge, teacher_run.denoiser("ema", device), recipe, "teacher"), floor
 
 
 def _diffusion(judge: Judge, denoiser: Denoiser, recipe: Recipe, title: str) -> Result:
@@ -254,8 +263,28 @@ def _fitting_teacher(recipe: Recipe, path: Path, dataset: Dataset | None = None)
     return run
 
 
-def _weights_digest(run: Run) -> str:
-    return str(run.checkpoint.meta["files"]["ema.safetensors"])
+def _identity(teacher: Run | None, folder: Path) -> dict[str, str] | None:
+    """Return what a checkpoint says of its teacher: where it is, seen from the run, and the digest of its weights."""
+    if teacher is None:
+        return None
+    weights = str(teacher.checkpoint.meta["files"]["ema.safetensors"])
+    return {"run": os.path.relpath(teacher.folder.resolve(), folder.resolve()), "weights": weights}
+
+
+def teacher_of(run: Run, progress: Progress) -> Run | None:
+    """Open the teacher that a trained run had; ``None``, and a word on it, if it is no longer there."""
+    identity = run.checkpoint.meta.get("teacher")
+    if identity is None:
+        return None
+    place = (run.folder / identity["run"]).resolve()
+    if checkpoint.latest(place / "checkpoints") is None:
+        progress.say(f"the teacher is no longer at {place}: only the run itself is judged")
+        return None
+    teacher = load_run(place)
+    if _identity(teacher, run.folder) != identity:
+        progress.say(f"the teacher at {place} has changed since: only the run itself is judged")
+        return None
+    return teacher
 
 
 def code_digest(recipe: Recipe) -> str:

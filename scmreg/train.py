@@ -81,7 +81,7 @@ def train(
     progress: Progress,
     *,
     teacher: Denoiser | None = None,
-    teacher_digest: str | None = None,
+    teacher_run: Mapping[str, str] | None = None,
     title: str = "train",
 ) -> Path:
     """Train the model of a recipe, from its newest checkpoint in ``folder`` if there is one.
@@ -92,7 +92,7 @@ def train(
         folder: run directory; checkpoints and ``metrics.jsonl`` are put here.
         progress: told of every step.
         teacher: the diffusion model that the objective asks for.
-        teacher_digest: names the teacher in the checkpoint.
+        teacher_run: names the teacher in the checkpoint: its place (``run``) and the digest of its ``weights``.
         title: what the progress is called.
 
     Returns:
@@ -103,21 +103,44 @@ def train(
         Interrupted: after SIGINT, with a checkpoint written.
         CheckpointError: if the checkpoint to resume from is of another model.
     """
-    loop = _Loop(recipe, dataset, folder, teacher, teacher_digest)
+    loop = _Loop(recipe, dataset, folder, teacher, teacher_run)
     loop.resume()
-    return loop.run(progress, title)
+    with cpu_threads(recipe.trainer, loop.denoiser):
+        return loop.run(progress, title)
+
+
+SMALL = 10_000_000
+"""Parameters below which a network is computed by one thread on a CPU. Two threads that share short operations wait for
+each other, and on a busy machine they wait for most of the time."""
+
+
+@contextmanager
+def cpu_threads(trainer: Trainer, module: nn.Module) -> Iterator[None]:
+    """Use as many CPU threads as the trainer says, or as suit the module."""
+    small = sum(parameter.numel() for parameter in module.parameters()) < SMALL
+    before = torch.get_num_threads()
+    torch.set_num_threads(trainer.threads or (1 if small else before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Loop:
     """State of a training run, and its one step."""
 
     def __init__(
-        self, recipe: Recipe, dataset: Dataset, folder: Path, teacher: Denoiser | None, teacher_digest: str | None
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        folder: Path,
+        teacher: Denoiser | None,
+        teacher_run: Mapping[str, str] | None,
     ) -> None:
         self.recipe, self.trainer, self.dataset, self.folder = recipe, recipe.trainer, dataset, folder
         self.checkpoints = folder / "checkpoints"
         self.device = resolve_device(self.trainer.device)
-        self.teacher_digest = teacher_digest
+        self.teacher_run = None if teacher_run is None else dict(teacher_run)
         self.denoiser = build_denoiser(recipe, dataset.spec.shape, len(dataset.spec.classes)).to(self.device)
         if teacher is not None:
             teacher = teacher.to(self.device).eval().requires_grad_(False)
@@ -148,7 +171,8 @@ class _Loop:
             (self.folder / "metrics.jsonl").unlink(missing_ok=True)
             return
         saved = checkpoint.load(found)
-        if saved.meta.get("teacher") != self.teacher_digest:
+        before = (saved.meta.get("teacher") or {}).get("weights")
+        if before != (self.teacher_run or {}).get("weights"):
             raise CheckpointError(
                 f"{found} was trained with another teacher than the one that is there now",
                 "name the teacher it was trained with by --teacher, or start a new run",
@@ -179,7 +203,7 @@ class _Loop:
             "recipe": self.recipe.to_tree(),
             "data": self.dataset.spec.to_json(),
             "data_digest": self.dataset.digest,
-            "teacher": self.teacher_digest,
+            "teacher": self.teacher_run,
             "optimizers": groups,
             "seconds": self.seconds,
             "step_seconds": statistics.median(self.step_seconds) if self.step_seconds else None,

@@ -1,0 +1,156 @@
+"""Shell completion from a catalogue of components, cached by the versions of the installed plugins.
+
+The catalogue is a JSON file of names, summaries and options, so that completing a word imports neither torch nor any
+plugin; it is written at the first completion after an installation has changed, which takes a few seconds once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import typer
+
+__all__ = ["catalogue", "components", "kinds", "names", "recipes", "runs", "settings"]
+
+Suggestions = list[tuple[str, str]]
+
+SECTIONS = ("trainer", "teacher", "evaluation")
+
+
+def catalogue() -> dict[str, Any]:
+    """Return names, summaries and options of every component, read from the cache if it is of this installation."""
+    path = _cache_path()
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = _make()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            temporary.write_text(json.dumps(found), encoding="utf-8")
+            temporary.replace(path)
+        except OSError:  # a home that cannot be written to: complete without a cache
+            return found
+    return found
+
+
+def names(kind: str) -> Callable[[str], Suggestions]:
+    """Return a function that completes the names of components of a kind."""
+
+    def complete(incomplete: str) -> Suggestions:
+        return _matching(((n, entry["summary"]) for n, entry in catalogue()["components"][kind].items()), incomplete)
+
+    return complete
+
+
+def kinds(incomplete: str) -> Suggestions:
+    """Complete a kind."""
+    return _matching(((kind, "") for kind in catalogue()["components"]), incomplete)
+
+
+def components(incomplete: str) -> Suggestions:
+    """Complete KIND/NAME."""
+    listed = catalogue()["components"].items()
+    return _matching(
+        ((f"{kind}/{name}", entry["summary"]) for kind, found in listed for name, entry in found.items()), incomplete
+    )
+
+
+def recipes(incomplete: str) -> Suggestions:
+    """Complete the name of a packaged recipe."""
+    return _matching(((name, "") for name in catalogue()["recipes"]), incomplete)
+
+
+def runs(incomplete: str) -> Suggestions:
+    """Complete a run directory under the folder that is being typed, or under ``runs``."""
+    base = Path(incomplete).parent if "/" in incomplete else Path("runs")
+    if not base.is_dir():
+        return []
+    found = sorted(str(child) for child in base.iterdir() if (child / "recipe.yaml").is_file())
+    return _matching(((path, "") for path in found), incomplete)
+
+
+def settings(context: typer.Context, incomplete: str) -> Suggestions:
+    """Complete PATH= of an option of the components that are chosen so far."""
+    known = catalogue()
+    found: list[tuple[str, str]] = []
+    for kind, entries in known["components"].items():
+        if kind not in known["defaults"]:
+            continue
+        chosen = context.params.get(kind) or known["defaults"][kind]
+        found += _options(f"{kind}.", entries.get(chosen, {}).get("options", {}), known)
+    for section in SECTIONS:
+        found += _options(f"{section}.", known["sections"][section], known)
+    return _matching(found, incomplete)
+
+
+def _options(prefix: str, options: dict[str, Any], known: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    for name, entry in options.items():
+        yield f"{prefix}{name}=", entry["help"]
+        if entry["kind"] and isinstance(entry["default"], str):
+            inner = known["components"][entry["kind"]].get(entry["default"], {}).get("options", {})
+            yield from _options(f"{prefix}{name}.", inner, known)
+        elif entry["section"]:
+            yield from _options(f"{prefix}{name}.", known["sections"][entry["section"]], known)
+
+
+def _matching(found: Iterable[tuple[str, str]], incomplete: str) -> Suggestions:
+    return [(name, text) for name, text in found if name.startswith(incomplete)]
+
+
+def _cache_path() -> Path:
+    """Return where the catalogue of this installation is kept."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    if not os.access(root if root.exists() else Path.home(), os.W_OK):
+        root = Path(tempfile.gettempdir())
+    entries = []
+    for entry in importlib.metadata.entry_points(group="scmreg"):
+        version = entry.dist.version if entry.dist else ""
+        try:
+            spec = importlib.util.find_spec(entry.module.partition(".")[0])
+            changed = Path(spec.origin).stat().st_mtime_ns if spec and spec.origin else 0
+        except (ImportError, OSError, ValueError):
+            changed = 0
+        entries.append((entry.name, entry.value, version, changed))
+    digest = hashlib.sha256(repr(sorted(entries)).encode()).hexdigest()[:16]
+    return root / "scmreg" / f"catalogue-{digest}.json"
+
+
+def _make() -> dict[str, Any]:
+    from scmreg import recipe, registry
+    from scmreg.options import options_of
+
+    def described(cls: Any) -> dict[str, Any]:
+        return {
+            option.name: {
+                "help": option.help.partition("\n")[0],
+                "kind": option.component.kind if option.component and not option.many else None,
+                "section": option.section.__name__.lower() if option.section else None,
+                "default": option.default if isinstance(option.default, str) else None,
+            }
+            for option in options_of(cls)
+        }
+
+    default = recipe.Recipe()
+    return {
+        "components": {
+            kind: {
+                name: {"summary": cls.summary(), "options": described(cls)}
+                for name, cls in registry.registry(kind).items()
+            }
+            for kind in registry.KINDS
+        },
+        "sections": {name: described(type(getattr(default, name))) for name in SECTIONS},
+        "defaults": {
+            kind: getattr(default, kind).name for kind in registry.KINDS if hasattr(default, kind)
+        },
+        "recipes": list(recipe.packaged()),
+    }

@@ -1,0 +1,287 @@
+"""The program ``scm``: its commands, and what it does with errors.
+
+Only names that cost nothing are imported here, so that ``scm --help`` and completion answer at once; each command
+imports what it needs when it is called.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from scmreg.errors import ScmError
+from scmreg_cli import completion
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="scm",
+    help="Train and sample few-step generative models, composed of named, checked, swappable components.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _load_plugins(paths: list[Path] | None) -> list[Path] | None:
+    if paths:
+        from scmreg import registry
+
+        for path in paths:
+            registry.load_file(path)
+    return paths
+
+
+def _selector(kind: str, what: str) -> Any:
+    return typer.Option(
+        f"--{kind}", help=what, metavar="NAME", autocompletion=completion.names(kind), rich_help_panel="Components"
+    )
+
+
+Plugin = Annotated[
+    Optional[list[Path]],
+    typer.Option(
+        "--plugin", help="Load a plugin from a Python file.", metavar="FILE.py", callback=_load_plugins, is_eager=True
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout instead of a table.")]
+Set = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--set",
+        "-s",
+        help="Set any option of the recipe, at any depth: [cyan]objective.weighting.channels=8[/].",
+        metavar="PATH=VALUE",
+        autocompletion=completion.settings,
+    ),
+]
+Device = Annotated[Optional[str], typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1, mps.")]
+RunFolder = Annotated[
+    Path, typer.Argument(help="A run directory.", metavar="RUN", autocompletion=completion.runs, show_default=False)
+]
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "scm run --process trigflow --objective scd\n\n"
+    "scm run --objective diffusion --data swissroll --steps 1000\n\n"
+    "scm run --network dit --set network.width=64 --set objective.normalization=rms --dry-run\n\n"
+    "scm run --resume runs/trigflow-scd-digits-s0"
+)
+def run(
+    process: Annotated[Optional[str], _selector("process", "How data turn into noise.")] = None,
+    parameterization: Annotated[
+        Optional[str], _selector("parameterization", "What the network output means.")
+    ] = None,
+    network: Annotated[Optional[str], _selector("network", "What is trained.")] = None,
+    objective: Annotated[Optional[str], _selector("objective", "What is minimised.")] = None,
+    weighting: Annotated[Optional[str], _selector("weighting", "Weight of each time in the objective.")] = None,
+    proposal: Annotated[Optional[str], _selector("proposal", "Distribution of training times.")] = None,
+    data: Annotated[Optional[str], _selector("data", "What is modelled.")] = None,
+    sampler: Annotated[Optional[str], _selector("sampler", "How samples are drawn.")] = None,
+    teacher: Annotated[
+        Optional[str],
+        typer.Option(
+            help="Run directory of the diffusion model to distil; trained, or found again, if not given.",
+            metavar="RUN",
+            autocompletion=completion.runs,
+        ),
+    ] = None,
+    recipe: Annotated[
+        Optional[str],
+        typer.Option(
+            help="Start from a recipe: a packaged one by name, a YAML file, or a run.",
+            metavar="NAME|FILE",
+            autocompletion=completion.recipes,
+        ),
+    ] = None,
+    settings: Set = None,
+    seed: Annotated[Optional[int], typer.Option(help="Seed of everything that training draws.", min=0)] = None,
+    steps: Annotated[Optional[int], typer.Option(help="Training steps of the model.", min=1)] = None,
+    name: Annotated[Optional[str], typer.Option(help="Name of the run directory.")] = None,
+    out: Annotated[Path, typer.Option(help="Where run directories are kept.")] = Path("runs"),
+    resume: Annotated[
+        Optional[Path],
+        typer.Option(help="Go on with a run that was stopped.", metavar="RUN", autocompletion=completion.runs),
+    ] = None,
+    device: Device = None,
+    precision: Annotated[
+        Optional[str], typer.Option(help="Precision of matrix products: float32 or bfloat16.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved recipe as YAML and stop.")
+    ] = False,
+    json: Json = False,
+    plugin: Plugin = None,
+) -> None:
+    """Train a model, sample from it and judge it.
+
+    Without options: sCD on handwritten digits. Defaults < recipe file < options.
+    """
+    from scmreg_cli import running
+
+    selected = {
+        "process": process,
+        "parameterization": parameterization,
+        "network": network,
+        "objective": objective,
+        "objective.weighting": weighting,
+        "objective.proposal": proposal,
+        "data": data,
+        "sampler": sampler,
+        "teacher.source": teacher,
+        "seed": seed,
+        "trainer.steps": steps,
+        "trainer.device": device,
+        "trainer.precision": precision,
+    }
+    chosen = {path: value for path, value in selected.items() if value is not None}
+    running.run(chosen, settings or [], recipe=recipe, name=name, out=out, resume=resume, dry_run=dry_run, as_json=json)
+
+
+@app.command("list", epilog="Examples:\n\nscm list\n\nscm list process --json")
+def list_(
+    kind: Annotated[
+        Optional[str],
+        typer.Argument(help="One kind only.", autocompletion=completion.kinds, show_default=False),
+    ] = None,
+    json: Json = False,
+    plugin: Plugin = None,
+) -> None:
+    """List the components that are installed."""
+    from scmreg_cli import showing
+
+    showing.list_components(kind, as_json=json)
+
+
+@app.command(epilog="Examples:\n\nscm show process/trigflow\n\nscm show objective/scd --json")
+def show(
+    component: Annotated[
+        str, typer.Argument(help="KIND/NAME.", autocompletion=completion.components, show_default=False)
+    ],
+    json: Json = False,
+    plugin: Plugin = None,
+) -> None:
+    """Show a component: formula, options with defaults and bounds, reference."""
+    from scmreg_cli import showing
+
+    showing.show_component(component, as_json=json)
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "scm sample runs/trigflow-scd-digits-s0 --steps 2 --count 20\n\n"
+    "scm sample runs/trigflow-scd-digits-s0 --times 1.3,0.8 --labels 3,1,4 --out digits.npz\n\n"
+    "scm sample runs/trigflow-scd-digits-s0 --sampler heun --steps 18 --weights raw"
+)
+def sample(
+    run: RunFolder,
+    count: Annotated[
+        Optional[int], typer.Option(help="Number of samples; as many as labels, or 10 a class, if not given.", min=1)
+    ] = None,
+    steps: Annotated[Optional[int], typer.Option(help="Steps of the sampler.", min=1)] = None,
+    times: Annotated[
+        Optional[str],
+        typer.Option(help="TrigFlow times of the steps after the first, falling: 1.1 or 1.3,0.8.", metavar="T,T,..."),
+    ] = None,
+    labels: Annotated[
+        Optional[str], typer.Option(help="Classes by index, repeated to the count: 7 or 3,1,4.", metavar="L,L,...")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first sample; sample i has seed + i.", min=0)] = 0,
+    sampler: Annotated[Optional[str], _selector("sampler", "How samples are drawn.")] = None,
+    weights: Annotated[str, typer.Option(help="ema (averaged) or raw.")] = "ema",
+    out: Annotated[
+        Optional[Path],
+        typer.Option(help="A .png or .npz file; RUN/samples/sample.png if not given.", metavar="FILE"),
+    ] = None,
+    device: Device = None,
+    settings: Set = None,
+    json: Json = False,
+    plugin: Plugin = None,
+) -> None:
+    """Draw samples from a trained run, as a picture or as arrays."""
+    from scmreg_cli import running
+
+    running.sample(
+        run,
+        count=count,
+        steps=steps,
+        times=times,
+        labels=labels,
+        seed=seed,
+        sampler=sampler,
+        weights=weights,
+        out=out,
+        device=device,
+        settings=settings or [],
+        as_json=json,
+    )
+
+
+@app.command(
+    "eval",
+    epilog="Examples:\n\nscm eval runs/trigflow-scd-digits-s0\n\n"
+    "scm eval runs/trigflow-scd-digits-s0 --set evaluation.steps=[1,2,4,8] --json",
+)
+def eval_(
+    run: RunFolder,
+    settings: Set = None,
+    device: Device = None,
+    json: Json = False,
+    plugin: Plugin = None,
+) -> None:
+    """Judge a trained run again, with other samplers, metrics or counts."""
+    from scmreg_cli import running
+
+    running.evaluate(run, settings or [], device=device, as_json=json)
+
+
+@app.command(epilog="Example:\n\nscm plugins --json")
+def plugins(json: Json = False, plugin: Plugin = None) -> None:
+    """List the plugins that were found, loaded or not, and why not."""
+    from scmreg_cli import showing
+
+    showing.list_plugins(as_json=json)
+
+
+@app.command(epilog="Example:\n\nscm doctor --json")
+def doctor(json: Json = False, plugin: Plugin = None) -> None:
+    """Examine the installation: versions, devices, plugins, components that cannot run here."""
+    from scmreg_cli import showing
+
+    showing.doctor(as_json=json)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from scmreg import __version__
+
+        typer.echo(f"scmreg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the program. A mistake of the user is one message and status 2; a bug keeps its traceback."""
+    try:
+        app()
+    except ScmError as error:
+        lines = [f"error: {error.what}", *(f"  {hint}" for hint in error.hints)]
+        typer.echo("\n".join(lines), err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

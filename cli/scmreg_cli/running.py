@@ -1,0 +1,217 @@
+"""The commands that work: run, sample, eval."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from rich.console import Console
+
+from scmreg import options, pictures, recipe
+from scmreg import run as runs
+from scmreg.errors import OptionError, OutputError
+from scmreg.evaluate import with_steps
+from scmreg.recipe import Recipe
+from scmreg.registry import registry
+from scmreg.sample import Run, Weights, load_run
+from scmreg.sampler import Sampler
+from scmreg_cli import progress
+from scmreg_cli.showing import table
+
+__all__ = ["evaluate", "run", "sample"]
+
+
+def run(
+    chosen: Mapping[str, Any],
+    settings: Sequence[str],
+    *,
+    recipe: str | None,
+    name: str | None,
+    out: Path,
+    resume: Path | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Compose a recipe and carry it out, or go on with a run."""
+    shown = progress.make()
+    if resume is not None:
+        given = [*(path for path in chosen if path != "trainer.device"), *settings, *(x for x in (recipe, name) if x)]
+        if given:
+            raise OptionError(
+                [f"--resume goes on with the recipe of the run, it takes no other options: {', '.join(given)}"],
+                f"to start a new run from that recipe: scm run --recipe {resume} ...",
+            )
+        made, folder = runs.recipe_of(resume), resume
+        if "trainer.device" in chosen:
+            trainer = dataclasses.replace(made.trainer, device=chosen["trainer.device"])
+            made = dataclasses.replace(made, trainer=trainer)
+        if dry_run:
+            print(made.to_yaml(), end="")
+            return
+        dataset = runs.prepare(made)
+    else:
+        made = compose(recipe, chosen, settings)
+        if dry_run:
+            made.check()
+            print(made.to_yaml(), end="")
+            return
+        dataset = runs.prepare(made)
+        folder = runs.open_folder(made, out, name)
+    shown.say(f"run: {folder}")
+    summary = runs.execute(made, folder, dataset, shown)
+    report(summary, as_json=as_json)
+
+
+def compose(source: str | None, chosen: Mapping[str, Any], settings: Sequence[str]) -> Recipe:
+    """Build a recipe from a file, selectors and settings, in this order of precedence."""
+    tree = recipe.read(source) if source else {}
+    # Outer components first: choosing an objective must not wipe out the weighting that was chosen inside it.
+    for path in sorted(chosen, key=lambda path: path.count(".")):
+        recipe.set_path(tree, path, chosen[path])
+    recipe.apply_settings(tree, settings)
+    return Recipe.from_tree(tree)
+
+
+def report(summary: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print the summary of a run: a table, or one line of JSON with the table on stderr."""
+    out = Console(stderr=as_json, width=None if (sys.stderr if as_json else sys.stdout).isatty() else 120)
+    rows: list[tuple[str, Mapping[str, Any]]] = []
+    if summary["floor"]:
+        rows.append(("real data, two halves", summary["floor"]))
+    if summary["teacher"]:
+        rows.append(("teacher" if summary["student"] else summary["objective"], summary["teacher"]))
+    rows += [(summary["objective"], entry) for entry in summary["student"]]
+    figures = list(dict.fromkeys(key for _, entry in rows for key in entry if key != "nfe"))
+    made = table("model", "evaluations", *figures)
+    for title, entry in rows:
+        made.add_row(
+            title, str(entry.get("nfe", "")), *(f"{entry[key]:.4g}" if key in entry else "" for key in figures)
+        )
+    out.print(made)
+    out.print(f"{summary['seconds']:.0f} seconds; {summary['run']}", highlight=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps(summary))
+
+
+def sample(
+    folder: Path,
+    *,
+    count: int | None,
+    steps: int | None,
+    times: str | None,
+    labels: str | None,
+    seed: int,
+    sampler: str | None,
+    weights: str,
+    out: Path | None,
+    device: str | None,
+    settings: Sequence[str],
+    as_json: bool,
+) -> None:
+    """Draw samples from a run and write them."""
+    if weights not in ("ema", "raw"):
+        raise OptionError([f"--weights {weights}: must be ema (averaged) or raw"])
+    target = out or folder / "samples" / "sample.png"
+    if target.suffix not in (".png", ".npz"):
+        raise OptionError([f"--out {target}: write to a .png (picture) or .npz (arrays) file"])
+    opened = load_run(folder)
+    drawn_by = _sampler(opened, sampler, steps, times, settings)
+    wanted = _numbers(labels, int, "--labels") if labels is not None else None
+    classes = len(opened.spec.classes)
+    number = count or (len(wanted) if wanted else 10 * classes if classes else 100)
+    chosen = None
+    if wanted:
+        chosen = (wanted * (-(-number // len(wanted))))[:number]
+    elif classes:
+        chosen = [index % classes for index in range(number)]
+    images = opened.sample(
+        number,
+        labels=chosen,
+        seed=seed,
+        sampler=drawn_by,
+        weights=cast("Weights", weights),
+        device=device or "auto",
+    )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.suffix == ".npz":
+            arrays: dict[str, Any] = {"x": images.numpy(), "seeds": np.arange(seed, seed + number)}
+            if chosen is not None:
+                arrays["labels"] = np.array(chosen)
+            np.savez(target, **arrays)
+        else:
+            pictures.save_samples(images, opened.spec, target)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{target} cannot be written: {error.strerror or error}") from None
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "file": str(target),
+                    "count": number,
+                    "sampler": options.to_tree(drawn_by),
+                    "nfe": drawn_by.evaluations,
+                    "labels": chosen,
+                    "seed": seed,
+                }
+            )
+        )
+    else:
+        print(target)
+
+
+def evaluate(folder: Path, settings: Sequence[str], *, device: str | None, as_json: bool) -> None:
+    """Judge a run again."""
+    shown = progress.make()
+    opened = load_run(folder)
+    tree = opened.recipe.to_tree()
+    allowed = ("evaluation.", "sampler.", "sampler=")
+    for setting in settings:
+        if not setting.startswith(allowed):
+            raise OptionError(
+                [f"--set {setting}: a trained run can only be judged in another way"], "set evaluation.* or sampler.*"
+            )
+    recipe.apply_settings(tree, settings)
+    if device:
+        tree["trainer"]["device"] = device
+    changed = dataclasses.replace(opened, recipe=Recipe.from_tree(tree))
+    dataset = changed.recipe.data.load()
+    teacher = runs.teacher_of(changed, shown)
+    summary = runs.evaluate_run(changed, dataset, shown, teacher_run=teacher)
+    report(summary, as_json=as_json)
+
+
+def _sampler(
+    opened: Run, name: str | None, steps: int | None, times: str | None, settings: Sequence[str]
+) -> Sampler:
+    """Return the sampler of a run, changed as asked."""
+    tree: dict[str, Any] = {"objective": opened.recipe.objective.name, "sampler": options.to_tree(opened.recipe.sampler)}
+    if name is not None:
+        tree["sampler"] = {"name": name}
+    for setting in settings:
+        if not setting.startswith("sampler."):
+            raise OptionError([f"--set {setting}: only options of the sampler can be set here"], "write sampler.OPTION=VALUE")
+    recipe.apply_settings(tree, settings)
+    if times is not None:
+        listed = _numbers(times, float, "--times")
+        tree["sampler"] |= {"times": listed, "steps": steps or len(listed) + 1}
+        steps = None
+    node = dict(tree["sampler"])
+    built: Sampler = options.build(registry("sampler")[node.pop("name")], node)
+    return built if steps is None else with_steps(built, steps)
+
+
+def _numbers(text: str, kind: type, option: str) -> list[Any]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise OptionError([f"{option} {text}: write {'integers' if kind is int else 'numbers'} separated by commas"]) from None
+
+

@@ -1,0 +1,202 @@
+"""The commands that read: list, show, plugins, doctor."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import inspect
+import json
+import os
+import platform
+import re
+import sys
+from typing import Any
+
+import rich.box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from scmreg import registry
+from scmreg.options import Option, options_of, schema
+
+__all__ = ["doctor", "list_components", "list_plugins", "show_component"]
+
+
+def console() -> Console:
+    """Return the console for data; wide where stdout is no terminal, so that nothing is cut."""
+    return Console(width=None if sys.stdout.isatty() else 160)
+
+
+def table(*columns: str, **keywords: Any) -> Table:
+    """Return an empty table in the house style."""
+    made = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, **keywords)
+    for column in columns:
+        made.add_column(column)
+    return made
+
+
+def list_components(kind: str | None, *, as_json: bool) -> None:
+    """Print the components of one kind or of all."""
+    kinds = [registry.registry(kind).kind] if kind else list(registry.KINDS)
+    found = [(k, name, cls) for k in kinds for name, cls in registry.registry(k).items()]
+    if as_json:
+        listed = [
+            {"kind": k, "name": name, "summary": cls.summary(), "unavailable": cls.unavailable()}
+            for k, name, cls in found
+        ]
+        print(json.dumps(listed))
+        return
+    made = table("kind", "name", "what it does")
+    for k, name, cls in found:
+        reason = cls.unavailable()
+        style = "dim" if reason else None
+        made.add_row(k, f"[bold]{name}[/]", plain(cls.summary()) + (f" ({escape(reason)})" if reason else ""), style=style)
+    console().print(made)
+
+
+def show_component(path: str, *, as_json: bool) -> None:
+    """Print everything that a component says of itself."""
+    cls = registry.find(path)
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "kind": cls.kind,
+                    "name": cls.name,
+                    "class": f"{cls.__module__}.{cls.__qualname__}",
+                    "summary": cls.summary(),
+                    "formula": cls.formula,
+                    "reference": cls.reference,
+                    "unavailable": cls.unavailable(),
+                    "options": schema(cls),
+                }
+            )
+        )
+        return
+    out = console()
+    out.print(f"[bold]{cls.kind}/{cls.name}[/]  [dim]{cls.__module__}.{cls.__qualname__}[/]\n")
+    out.print(plain(inspect.getdoc(cls) or ""))
+    for title, text in (("formula", cls.formula), ("reference", cls.reference), ("cannot run here", cls.unavailable())):
+        if text:
+            out.print(f"\n[bold]{title}[/]  {escape(text)}")
+    options = options_of(cls)
+    if not options:
+        out.print("\nIt has no options.")
+        return
+    made = table("option", "type", "default", "meaning")
+    for option in options:
+        made.add_row(
+            f"[bold]{option.name}[/]", escape(option.type_text), escape(default_text(option)), plain(option.help.replace("\n", " "))
+        )
+    out.print()
+    out.print(made)
+
+
+def plain(text: str) -> str:
+    """Return the text of a docstring as a terminal shows it: without the marks of code and cross-references."""
+    text = re.sub(r":[a-z]+:`~?([^`]*)`", lambda found: found[1].rpartition(".")[2], text)
+    return escape(text.replace("`", ""))
+
+
+def default_text(option: Option) -> str:
+    """Say the default of an option."""
+    if option.default is dataclasses.MISSING:
+        return "required"
+    if isinstance(option.default, tuple):
+        return ", ".join(str(item) for item in option.default) or "none"
+    return {None: "none", True: "true", False: "false"}.get(option.default, str(option.default))
+
+
+def list_plugins(*, as_json: bool) -> None:
+    """Print every plugin that was found."""
+    found = registry.plugins()
+    if as_json:
+        listed = [
+            {
+                "name": plugin.name,
+                "source": plugin.source,
+                "components": [f"{c.kind}/{c.name}" for c in plugin.components],
+                "error": plugin.error,
+                "seconds": round(plugin.seconds, 3),
+            }
+            for plugin in found
+        ]
+        print(json.dumps(listed))
+        return
+    made = table("plugin", "from", "seconds", "components")
+    for plugin in found:
+        if plugin.error:
+            made.add_row(plugin.name, plugin.source, f"{plugin.seconds:.2f}", f"[red]not loaded:[/] {escape(plugin.error)}")
+        else:
+            listed_text = ", ".join(f"{c.kind}/{c.name}" for c in plugin.components)
+            made.add_row(f"[bold]{plugin.name}[/]", plugin.source, f"{plugin.seconds:.2f}", listed_text)
+    console().print(made)
+
+
+PACKAGES = ("torch", "triton", "timm", "torchvision", "pluggy", "typer", "pydantic", "safetensors", "numpy", "scikit-learn")
+
+
+def doctor(*, as_json: bool) -> None:
+    """Print what is installed, what can run here, and what is wrong."""
+    import torch
+
+    versions = {name: _version(name) for name in PACKAGES}
+    broken = [plugin for plugin in registry.plugins() if plugin.error]
+    cannot = {
+        f"{kind}/{name}": reason
+        for kind in registry.KINDS
+        for name, cls in registry.registry(kind).items()
+        if (reason := cls.unavailable())
+    }
+    devices = ["cpu", *(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    report: dict[str, Any] = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "devices": devices,
+        "packages": versions,
+        "attention": _attention(),
+        "components": {kind: len(registry.registry(kind)) for kind in registry.KINDS},
+        "unavailable": cannot,
+        "broken_plugins": {plugin.name: {"from": plugin.source, "error": plugin.error, "detail": plugin.detail} for plugin in broken},
+    }
+    if as_json:
+        print(json.dumps(report))
+        return
+    out = console()
+    made = table("", "", show_header=False)
+    made.add_row("python", f"{report['python']}, {report['platform']}, {report['cpus']} CPUs")
+    made.add_row("devices", ", ".join(devices))
+    made.add_row("packages", ", ".join(f"{name} {version or '[red]missing[/]'}" for name, version in versions.items()))
+    made.add_row("attention", f"auto takes: {report['attention']}")
+    made.add_row("components", ", ".join(f"{count} {kind}" for kind, count in report["components"].items()))
+    for path, reason in cannot.items():
+        made.add_row("[yellow]cannot run here[/]", f"{path}: {escape(reason)}")
+    for plugin in broken:
+        made.add_row("[red]plugin not loaded[/]", escape(f"{plugin.name} ({plugin.source}): {plugin.error}\n{plugin.detail}".rstrip()))
+    if not cannot and not broken:
+        made.add_row("[green]no problems[/]", "every plugin was loaded, every component can run here")
+    out.print(made)
+
+
+def _attention() -> str:
+    import torch
+
+    from scmreg.attention import choose
+
+    choices = []
+    for length in (64, 4096):
+        q = torch.empty(1, 1, length, 64, device="meta")
+        name, reason = choose(q, q, q)
+        choices.append(f"{name} ({reason})")
+    return "; ".join(choices)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
