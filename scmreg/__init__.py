@@ -92,7 +92,7 @@ __all__ = [
 if TYPE_CHECKING:
     from scmreg.attention import Attention, attend, attend_jvp
     from scmreg.component import Component, Options
-    from scmreg.data import Data, DataSpec, Dataset
+    from scmreg.data import Data, Dataset, DataSpec
     from scmreg.denoiser import Denoiser
     from scmreg.errors import ScmError
     from scmreg.hookspecs import hookimpl

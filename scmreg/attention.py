@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch.autograd import forward_ad as fwad
 from torch import Tensor
+from torch.autograd import forward_ad as fwad
 
 from scmreg.component import Component
 from scmreg.errors import UnavailableError
@@ -97,7 +96,8 @@ def attend(
     if tq is None and tk is None and tv is None:
         return implementation.forward(pq, pk, pv, options)
     out, tangent = implementation.forward_jvp(pq, pk, pv, tq, tk, tv, options)
-    return fwad.make_dual(out, tangent.detach())
+    dual: Tensor = fwad.make_dual(out, tangent.detach())
+    return dual
 
 
 def attend_jvp(
@@ -138,7 +138,7 @@ CHUNKED_FROM = 512
 
 
 def _is_dual(*tensors: Tensor) -> bool:
-    level = fwad._current_level  # type: ignore[attr-defined]
+    level: int = fwad._current_level
     return level >= 0 and any(fwad.unpack_dual(x).tangent is not None for x in tensors)
 
 
@@ -194,7 +194,7 @@ def visible(options: AttentionOptions, rows: int, keys: Tensor, total: int) -> T
     Returns:
         Boolean, broadcastable to ``(B, H, L, s)``.
     """
-    mask: Any = None
+    mask: Tensor | None = None
     if options.causal:
         query = torch.arange(rows, device=keys.device)[:, None] + total - rows
         mask = (keys[None, :] <= query)[None, None]

@@ -92,7 +92,8 @@ def save(
         _sync(folder)
     except OSError as error:
         raise OutputError(
-            f"checkpoint {final} cannot be written: {error.strerror or error}", "is the disk full, or read-only?"
+            f"checkpoint {final} cannot be written: {error.strerror or error}",
+            "is the disk full, or read-only?",
         ) from None
     for old in sorted(_steps(folder))[:-keep]:
         shutil.rmtree(folder / f"{old:08d}", ignore_errors=True)
@@ -113,7 +114,9 @@ def load(path: Path) -> Checkpoint:
     """
     meta_path = path / "meta.json"
     if not meta_path.is_file():
-        raise CheckpointError(f"{path} is no checkpoint: it has no meta.json", "a checkpoint is runs/NAME/checkpoints/STEP")
+        raise CheckpointError(
+            f"{path} is no checkpoint: it has no meta.json", "a checkpoint is runs/NAME/checkpoints/STEP"
+        )
     try:
         meta = json.loads(meta_path.read_text(encoding="utf-8"))
         version, files = meta["format"], meta["files"]

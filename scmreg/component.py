@@ -78,14 +78,12 @@ class Component(Options, ABC):
         """
         kind = cls.kind
 
-        def create() -> Component:
+        def create() -> Any:
             from scmreg import registry
 
             return registry.registry(kind).create(name, **values)
 
-        field: Self = dataclasses.field(
-            default_factory=create, metadata={"component": name, "values": values}
-        )
+        field: Self = dataclasses.field(default_factory=create, metadata={"component": name, "values": values})
         return field
 
     @classmethod
@@ -93,7 +91,7 @@ class Component(Options, ABC):
         """Declare a field whose default is a tuple of components, each with its default options."""
         kind = cls.kind
 
-        def create() -> tuple[Component, ...]:
+        def create() -> Any:
             from scmreg import registry
 
             return tuple(registry.registry(kind).create(name) for name in names)

@@ -171,10 +171,7 @@ class Augmentation:
             top, left = torch.randint(0, 2 * self.shift + 1, (2, len(x)), generator=rng).tolist()
             height, width = x.shape[-2:]
             x = torch.stack(
-                [
-                    image[:, i : i + height, j : j + width]
-                    for image, i, j in zip(padded, top, left, strict=True)
-                ]
+                [image[:, i : i + height, j : j + width] for image, i, j in zip(padded, top, left, strict=True)]
             )
         return x
 

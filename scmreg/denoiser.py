@@ -60,9 +60,7 @@ class Denoiser(nn.Module):
         """Return the score of the marginal at ``t``, ``-eps / sigma``."""
         return -self.noise(x, t, cond) / expand(self.process.coefficients(t).sigma, x)
 
-    def consistency(
-        self, x: Tensor, t: Tensor, s: Tensor | None = None, cond: Conditions | None = None
-    ) -> Tensor:
+    def consistency(self, x: Tensor, t: Tensor, s: Tensor | None = None, cond: Conditions | None = None) -> Tensor:
         """Return the consistency function ``f(x, t)``, or the jump ``f^{t→s} = alpha_s D + sigma_s eps`` to time ``s``.
 
         The jump is one DDIM step (sCM, Eqs. 5 and 26). At ``t = 0`` it is ``x`` itself, and the network, which may be

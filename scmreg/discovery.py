@@ -61,7 +61,10 @@ def discover(taken: dict[tuple[str, str], str]) -> list[Plugin]:
     plugins = []
     seen: set[tuple[str, str]] = set()
     for entry in entries:
-        if (entry.name, entry.value) in seen:  # an editable install beside a built one lists its entry points twice
+        if (
+            entry.name,
+            entry.value,
+        ) in seen:  # an editable install beside a built one lists its entry points twice
             continue
         seen.add((entry.name, entry.value))
         distribution, version = _distribution(entry)
@@ -148,7 +151,7 @@ def _check(components: list[type[Component]], taken: dict[tuple[str, str], str])
             raise PluginError(f"scmreg_components() returned {component!r}, which is no component class")
         key = component.kind, component.name
         if not component.name:
-            raise PluginError(f"{component.__name__} has no name: class {component.__name__}(..., name=\"...\")")
+            raise PluginError(f'{component.__name__} has no name: class {component.__name__}(..., name="...")')
         if key in taken or key in here:
             owner = taken.get(key, "the same plugin")
             raise PluginError(f"{component.kind} '{component.name}' is already taken by {owner}")

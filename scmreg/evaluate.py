@@ -42,7 +42,10 @@ def reference_of(dataset: Dataset) -> Reference:
     return Reference(
         dataset.spec,
         *(
-            Judged(part.__getitems__(kept), None if part.labels is None else part.labels[torch.tensor(kept).long()])
+            Judged(
+                part.__getitems__(kept),
+                None if part.labels is None else part.labels[torch.tensor(kept).long()],
+            )
             for part in (dataset.train, dataset.held_out)
             for kept in (_at_most(len(part)),)
         ),

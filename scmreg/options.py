@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import functools
 import inspect
+import itertools
 import textwrap
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -59,9 +60,17 @@ class Option:
         return tuple(str(arg) for arg in _literals(self.annotation))
 
 
-@functools.cache
 def options_of(cls: type[Options]) -> tuple[Option, ...]:
     """Describe every field of a record of options, in the order of declaration."""
+    if cls not in _described:
+        _described[cls] = _describe(cls)
+    return _described[cls]
+
+
+_described: dict[type[Options], tuple[Option, ...]] = {}
+
+
+def _describe(cls: type[Options]) -> tuple[Option, ...]:
     hints = typing.get_type_hints(cls, include_extras=True)
     docs = _field_docs(cls)
     described = []
@@ -130,9 +139,7 @@ def build(cls: type[O], tree: Mapping[str, Any] | None, where: str = "") -> O:
     for name, value in tree.items():
         if name not in known:
             listed = ", ".join(known) or "none"
-            problems.append(
-                f"{where} has no option '{name}'{did_you_mean(str(name), known)} (options: {listed})"
-            )
+            problems.append(f"{where} has no option '{name}'{did_you_mean(str(name), known)} (options: {listed})")
             continue
         try:
             values[name] = _convert(known[name], value, where)
@@ -222,7 +229,8 @@ def _component(kind: type[Component], value: Any, path: str) -> Component:
         raise OptionError([f"{path} must be a {kind.kind}: its name, or a mapping with its name, not {value!r}"])
     name = tree.pop("name")
     try:
-        return build(registry.registry(kind.kind)[name], tree, f"{path}({name})" if tree else "")
+        chosen: type[Component] = registry.registry(kind.kind)[name]
+        return build(chosen, tree, f"{path}({name})" if tree else "")
     except OptionError:
         raise
     except ScmError as error:
@@ -274,9 +282,8 @@ def _type_text(annotation: Any) -> str:
         return f"list of {_type_text(typing.get_args(bare)[0])}" + suffix
     if typing.get_origin(bare) is not None:
         return "mapping" + suffix
-    return {"str": "text", "float": "number", "int": "integer", "bool": "true | false"}.get(
-        bare.__name__, bare.__name__
-    ) + suffix
+    words = {str: "text", float: "number", int: "integer", bool: "true | false", Path: "path"}
+    return str(words.get(bare, getattr(bare, "__name__", bare))) + suffix
 
 
 def _bounds(metadata: list[Any]) -> list[str]:
@@ -297,10 +304,14 @@ def _field_docs(cls: type) -> dict[str, str]:
             continue
         try:
             tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
-        except (OSError, TypeError, SyntaxError):  # defined where no source is kept, such as an interactive session
+        except (
+            OSError,
+            TypeError,
+            SyntaxError,
+        ):  # defined where no source is kept, such as an interactive session
             continue
         body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
-        for statement, follower in zip(body, body[1:], strict=False):
+        for statement, follower in itertools.pairwise(body):
             if (
                 isinstance(statement, ast.AnnAssign)
                 and isinstance(statement.target, ast.Name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field
 from importlib import resources
 from pathlib import Path
@@ -49,7 +49,7 @@ class Trainer(Options):
     learning_rate: Positive = 1e-3
     """Highest learning rate."""
     schedule: Literal["constant", "cosine", "inverse-sqrt"] = "cosine"
-    """Decay of the learning rate: none, half a cosine down to 0 at the last step, or 1/sqrt(max(step/decay_from, 1))."""
+    """Decay of the learning rate: none, half a cosine to 0 at the last step, or 1/sqrt(max(step/decay_from, 1))."""
     rampup: NonNegativeInt = 0
     """Steps over which the learning rate grows linearly from 0."""
     decay_from: Count = 1000
@@ -59,14 +59,14 @@ class Trainer(Options):
     accumulation: Count = 1
     """Parts that a batch is computed in, one after the other, to save memory."""
     ema_half_life: NonNegative = 200.0
-    """Half-life of the exponential average of the weights, in steps; 0 for no average. It is at most a tenth of the steps
-    taken so far, so that the start is forgotten early."""
+    """Half-life of the exponential average of the weights, in steps; 0 for no average. It is at most a tenth of the
+    steps taken so far, so that the start is forgotten early."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of matrix products; times, losses and parameters stay float32."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, cuda:1, mps; auto takes a GPU if there is one."""
     threads: NonNegativeInt = 0
-    """CPU threads; 0 takes one for a small network, whose operations are too short to share, and else torch's choice."""
+    """CPU threads; 0 takes one for a small network, whose operations are too short to share, else torch's choice."""
     compile: bool = False
     """Whether the network is compiled by torch.compile."""
     workers: NonNegativeInt = 0
@@ -152,12 +152,13 @@ class Recipe(Options):
     def __post_init__(self) -> None:
         if isinstance(self.objective, str):
             object.__setattr__(self, "objective", registry("objective").create(self.objective))
-        for name, make in {
+        choices: dict[str, Callable[[], Any]] = {
             "sampler": lambda: registry("sampler").create(self.objective.sampler),
             "trainer": lambda: options.build(Trainer, self.objective.trainer),
             "teacher": Teacher,
             "evaluation": Evaluation,
-        }.items():
+        }
+        for name, make in choices.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, make())
         super().__post_init__()
@@ -205,7 +206,9 @@ class Recipe(Options):
                 if isinstance(current, Recipe) and option.name == "teacher" and not self.objective.needs_teacher:
                     continue
                 value = getattr(current, option.name)
-                used += [item for item in (value if isinstance(value, tuple) else (value,)) if isinstance(item, Options)]
+                used += [
+                    item for item in (value if isinstance(value, tuple) else (value,)) if isinstance(item, Options)
+                ]
         return tuple(found)
 
     def check(self, spec: DataSpec | None = None) -> None:
@@ -257,7 +260,7 @@ def _overlay(objective: Any, trainer: Any) -> Any:
     known = registry("objective")
     if isinstance(trainer, Options) or (trainer is not None and not isinstance(trainer, Mapping)) or name not in known:
         return trainer
-    return {**known[name].trainer, **(trainer or {})}
+    return {**known[str(name)].trainer, **(trainer or {})}
 
 
 def packaged() -> dict[str, str]:
@@ -313,7 +316,8 @@ def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
         if part not in known:
             here = ".".join(parts[:depth]) or "the recipe"
             raise OptionError(
-                [f"{here} has no option '{part}'{did_you_mean(part, known)}"], f"options: {', '.join(known) or 'none'}"
+                [f"{here} has no option '{part}'{did_you_mean(part, known)}"],
+                f"options: {', '.join(known) or 'none'}",
             )
         if depth == len(parts) - 1:
             node[part] = value

@@ -26,7 +26,9 @@ def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Gene
     return torch.Generator(device=device).manual_seed(derive(*key))
 
 
-def sample_noise(seeds: Sequence[int], shape: Sequence[int], draw: int = 0, *, device: torch.device | str = "cpu") -> Tensor:
+def sample_noise(
+    seeds: Sequence[int], shape: Sequence[int], draw: int = 0, *, device: torch.device | str = "cpu"
+) -> Tensor:
     """Return standard normal noise, shape ``(len(seeds), *shape)``, whose row ``i`` depends on ``seeds[i]`` alone.
 
     Args:

@@ -54,7 +54,9 @@ def open_folder(recipe: Recipe, out: Path, name: str | None) -> Path:
         while folder.exists():
             if name is not None:
                 raise OutputError(
-                    f"the run {folder} exists already", f"go on with it: scm run --resume {folder}", "or choose another --name"
+                    f"the run {folder} exists already",
+                    f"go on with it: scm run --resume {folder}",
+                    "or choose another --name",
                 )
             folder = out / f"{chosen}-{number}"
             number += 1

@@ -66,7 +66,12 @@ class Run:
         if given is None and self.spec.classes:
             given = torch.arange(count) % len(self.spec.classes)
         return draw(
-            self.denoiser(weights, device), self.spec, sampler or self.recipe.sampler, count, labels=given, seed=seed
+            self.denoiser(weights, device),
+            self.spec,
+            sampler or self.recipe.sampler,
+            count,
+            labels=given,
+            seed=seed,
         ).cpu()
 
 
@@ -130,7 +135,8 @@ def _check_labels(spec: DataSpec, labels: Tensor | None, count: int) -> None:
         return
     if not spec.classes:
         raise CompositionError(
-            f"labels were given, but the model was trained on unlabelled data ('{spec.name}')", "leave out --labels"
+            f"labels were given, but the model was trained on unlabelled data ('{spec.name}')",
+            "leave out --labels",
         )
     if len(labels) != count:
         raise OptionError([f"{count} samples need {count} labels, not {len(labels)}"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
@@ -84,7 +85,7 @@ class OdeSampler(Sampler):
         times = self.times(denoiser.process)
         batch = [t.to(first.device, torch.float32).expand(len(first)) for t in times]
         x = denoiser.process.prior(first, batch[0])
-        for t, s in zip(batch, batch[1:], strict=False):
+        for t, s in itertools.pairwise(batch):
             x = self.step(denoiser, x, t, s, cond)
         return x
 

@@ -22,7 +22,14 @@ from scmreg.coordinates import log_ratio_rate, to_trig
 from scmreg.denoiser import Denoiser
 from scmreg.types import Conditions, expand
 
-__all__ = ["Normalization", "TangentPass", "consistency_tangent", "evaluate_with_jvp", "normalize", "unit_velocity"]
+__all__ = [
+    "Normalization",
+    "TangentPass",
+    "consistency_tangent",
+    "evaluate_with_jvp",
+    "normalize",
+    "unit_velocity",
+]
 
 Normalization = Literal["l2", "rms", "clip", "none"]
 TangentPass = Literal["joint", "separate"]
@@ -101,7 +108,7 @@ def evaluate_with_jvp(
 
 def jvp(function: Callable[..., Tensor], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
     """Return the value of ``function`` at ``primals`` and its derivative along ``tangents``, by forward-mode AD."""
-    value, tangent = torch.func.jvp(function, primals, tangents)
+    value, tangent = torch.func.jvp(function, primals, tangents)  # type: ignore[misc]
     return value, tangent
 
 

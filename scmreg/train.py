@@ -23,12 +23,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset as TorchDataset
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
 from scmreg import __version__, checkpoint
 from scmreg.data import Dataset
 from scmreg.denoiser import Denoiser
-from scmreg.errors import CheckpointError, DivergenceError, OptionError, ScmError, UnavailableError, did_you_mean
+from scmreg.errors import (
+    CheckpointError,
+    DivergenceError,
+    OptionError,
+    ScmError,
+    UnavailableError,
+    did_you_mean,
+)
 from scmreg.objective import Loss, Phase, Setup
 from scmreg.progress import Progress
 from scmreg.recipe import Recipe, Trainer
@@ -61,7 +69,8 @@ def resolve_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UnavailableError(
-            f"device '{name}' is not available here: {str(error).splitlines()[0]}", "use --device auto, or cpu"
+            f"device '{name}' is not available here: {str(error).splitlines()[0]}",
+            "use --device auto, or cpu",
         ) from None
     return device
 
@@ -260,14 +269,15 @@ class _Loop:
                     result = self.objective.loss(phase.name, self.nets, part, self.step, rng)
                 self._check(result, phase)
                 share = len(part.x0) / self.trainer.batch_size
-                (result.total * share).backward()  # type: ignore[no-untyped-call]
+                (result.total * share).backward()
                 loss += float(result.total.detach()) * share
                 for name, value in result.logs.items():
                     figures[name] = figures.get(name, 0.0) + float(value.mean()) * share
             norm = float(nn.utils.clip_grad_norm_(parameters, self.trainer.clip or math.inf))
             if not math.isfinite(norm):
                 raise DivergenceError(
-                    f"the gradient of {self.recipe.objective.name} is not finite at step {self.step + 1}", _ADVICE
+                    f"the gradient of {self.recipe.objective.name} is not finite at step {self.step + 1}",
+                    _ADVICE,
                 )
             optimizer.step()
             prefix = "" if len(self.objective.phases) == 1 else f"{phase.name}_"
@@ -299,9 +309,7 @@ class _Loop:
                 mean.copy_(now)
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.device.type, dtype=torch.bfloat16, enabled=self.trainer.precision == "bfloat16"
-        )
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.trainer.precision == "bfloat16")
 
     def _check(self, result: Loss, phase: Phase) -> None:
         """Stop at the first figure that is not finite; nothing is masked."""
@@ -358,7 +366,8 @@ def make_optimizer(trainer: Trainer, parameters: Sequence[nn.Parameter]) -> torc
     except (TypeError, ValueError) as error:
         taken = [p for p in inspect.signature(found).parameters if p not in ("params", "lr")]
         raise OptionError(
-            [f"optimizer {found.__name__} refuses trainer.optimizer_options: {error}"], f"it takes: {', '.join(taken)}"
+            [f"optimizer {found.__name__} refuses trainer.optimizer_options: {error}"],
+            f"it takes: {', '.join(taken)}",
         ) from None
 
 
@@ -389,9 +398,7 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tens
     return tensors, plain
 
 
-def _load_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]
-) -> None:
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**tensors, **plain}.items():
         index, _, name = key.partition(".")
@@ -442,7 +449,7 @@ class _Order:
 def _loader(dataset: Dataset, trainer: Trainer, seed: int, start: int) -> DataLoader[Any]:
     return DataLoader(
         _Indexed(dataset),
-        batch_sampler=_Order(len(dataset.train), trainer.batch_size, seed, start),  # type: ignore[arg-type]
+        batch_sampler=_Order(len(dataset.train), trainer.batch_size, seed, start),
         collate_fn=_as_is,
         num_workers=trainer.workers,
         persistent_workers=trainer.workers > 0,
@@ -465,9 +472,10 @@ class _Log:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
                 raise UnavailableError(
-                    "trainer.tensorboard needs the package tensorboard", 'install it with: pip install "scmreg[tensorboard]"'
+                    "trainer.tensorboard needs the package tensorboard",
+                    'install it with: pip install "scmreg[tensorboard]"',
                 ) from None
-            self.board = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+            self.board = SummaryWriter(str(folder / "tensorboard"))
 
     def __enter__(self) -> _Log:
         self.file = self.path.open("a", encoding="utf-8")

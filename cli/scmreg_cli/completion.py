@@ -60,7 +60,8 @@ def components(incomplete: str) -> Suggestions:
     """Complete KIND/NAME."""
     listed = catalogue()["components"].items()
     return _matching(
-        ((f"{kind}/{name}", entry["summary"]) for kind, found in listed for name, entry in found.items()), incomplete
+        ((f"{kind}/{name}", entry["summary"]) for kind, found in listed for name, entry in found.items()),
+        incomplete,
     )
 
 
@@ -149,8 +150,6 @@ def _make() -> dict[str, Any]:
             for kind in registry.KINDS
         },
         "sections": {name: described(type(getattr(default, name))) for name in SECTIONS},
-        "defaults": {
-            kind: getattr(default, kind).name for kind in registry.KINDS if hasattr(default, kind)
-        },
+        "defaults": {kind: getattr(default, kind).name for kind in registry.KINDS if hasattr(default, kind)},
         "recipes": list(recipe.packaged()),
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -38,19 +38,27 @@ def _load_plugins(paths: list[Path] | None) -> list[Path] | None:
 
 def _selector(kind: str, what: str) -> Any:
     return typer.Option(
-        f"--{kind}", help=what, metavar="NAME", autocompletion=completion.names(kind), rich_help_panel="Components"
+        f"--{kind}",
+        help=what,
+        metavar="NAME",
+        autocompletion=completion.names(kind),
+        rich_help_panel="Components",
     )
 
 
 Plugin = Annotated[
-    Optional[list[Path]],
+    list[Path] | None,
     typer.Option(
-        "--plugin", help="Load a plugin from a Python file.", metavar="FILE.py", callback=_load_plugins, is_eager=True
+        "--plugin",
+        help="Load a plugin from a Python file.",
+        metavar="FILE.py",
+        callback=_load_plugins,
+        is_eager=True,
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout instead of a table.")]
 Set = Annotated[
-    Optional[list[str]],
+    list[str] | None,
     typer.Option(
         "--set",
         "-s",
@@ -59,9 +67,10 @@ Set = Annotated[
         autocompletion=completion.settings,
     ),
 ]
-Device = Annotated[Optional[str], typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1, mps.")]
+Device = Annotated[str | None, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1, mps.")]
 RunFolder = Annotated[
-    Path, typer.Argument(help="A run directory.", metavar="RUN", autocompletion=completion.runs, show_default=False)
+    Path,
+    typer.Argument(help="A run directory.", metavar="RUN", autocompletion=completion.runs, show_default=False),
 ]
 
 
@@ -73,18 +82,16 @@ RunFolder = Annotated[
     "scm run --resume runs/trigflow-scd-digits-s0"
 )
 def run(
-    process: Annotated[Optional[str], _selector("process", "How data turn into noise.")] = None,
-    parameterization: Annotated[
-        Optional[str], _selector("parameterization", "What the network output means.")
-    ] = None,
-    network: Annotated[Optional[str], _selector("network", "What is trained.")] = None,
-    objective: Annotated[Optional[str], _selector("objective", "What is minimised.")] = None,
-    weighting: Annotated[Optional[str], _selector("weighting", "Weight of each time in the objective.")] = None,
-    proposal: Annotated[Optional[str], _selector("proposal", "Distribution of training times.")] = None,
-    data: Annotated[Optional[str], _selector("data", "What is modelled.")] = None,
-    sampler: Annotated[Optional[str], _selector("sampler", "How samples are drawn.")] = None,
+    process: Annotated[str | None, _selector("process", "How data turn into noise.")] = None,
+    parameterization: Annotated[str | None, _selector("parameterization", "What the network output means.")] = None,
+    network: Annotated[str | None, _selector("network", "What is trained.")] = None,
+    objective: Annotated[str | None, _selector("objective", "What is minimised.")] = None,
+    weighting: Annotated[str | None, _selector("weighting", "Weight of each time in the objective.")] = None,
+    proposal: Annotated[str | None, _selector("proposal", "Distribution of training times.")] = None,
+    data: Annotated[str | None, _selector("data", "What is modelled.")] = None,
+    sampler: Annotated[str | None, _selector("sampler", "How samples are drawn.")] = None,
     teacher: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
             help="Run directory of the diffusion model to distil; trained, or found again, if not given.",
             metavar="RUN",
@@ -92,7 +99,7 @@ def run(
         ),
     ] = None,
     recipe: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
             help="Start from a recipe: a packaged one by name, a YAML file, or a run.",
             metavar="NAME|FILE",
@@ -100,21 +107,17 @@ def run(
         ),
     ] = None,
     settings: Set = None,
-    seed: Annotated[Optional[int], typer.Option(help="Seed of everything that training draws.", min=0)] = None,
-    steps: Annotated[Optional[int], typer.Option(help="Training steps of the model.", min=1)] = None,
-    name: Annotated[Optional[str], typer.Option(help="Name of the run directory.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything that training draws.", min=0)] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps of the model.", min=1)] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run directory.")] = None,
     out: Annotated[Path, typer.Option(help="Where run directories are kept.")] = Path("runs"),
     resume: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(help="Go on with a run that was stopped.", metavar="RUN", autocompletion=completion.runs),
     ] = None,
     device: Device = None,
-    precision: Annotated[
-        Optional[str], typer.Option(help="Precision of matrix products: float32 or bfloat16.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved recipe as YAML and stop.")
-    ] = False,
+    precision: Annotated[str | None, typer.Option(help="Precision of matrix products: float32 or bfloat16.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe as YAML and stop.")] = False,
     json: Json = False,
     plugin: Plugin = None,
 ) -> None:
@@ -140,13 +143,22 @@ def run(
         "trainer.precision": precision,
     }
     chosen = {path: value for path, value in selected.items() if value is not None}
-    running.run(chosen, settings or [], recipe=recipe, name=name, out=out, resume=resume, dry_run=dry_run, as_json=json)
+    running.run(
+        chosen,
+        settings or [],
+        recipe=recipe,
+        name=name,
+        out=out,
+        resume=resume,
+        dry_run=dry_run,
+        as_json=json,
+    )
 
 
 @app.command("list", epilog="Examples:\n\nscm list\n\nscm list process --json")
 def list_(
     kind: Annotated[
-        Optional[str],
+        str | None,
         typer.Argument(help="One kind only.", autocompletion=completion.kinds, show_default=False),
     ] = None,
     json: Json = False,
@@ -181,21 +193,23 @@ def show(
 def sample(
     run: RunFolder,
     count: Annotated[
-        Optional[int], typer.Option(help="Number of samples; as many as labels, or 10 a class, if not given.", min=1)
+        int | None,
+        typer.Option(help="Number of samples; as many as labels, or 10 a class, if not given.", min=1),
     ] = None,
-    steps: Annotated[Optional[int], typer.Option(help="Steps of the sampler.", min=1)] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the sampler.", min=1)] = None,
     times: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(help="TrigFlow times of the steps after the first, falling: 1.1 or 1.3,0.8.", metavar="T,T,..."),
     ] = None,
     labels: Annotated[
-        Optional[str], typer.Option(help="Classes by index, repeated to the count: 7 or 3,1,4.", metavar="L,L,...")
+        str | None,
+        typer.Option(help="Classes by index, repeated to the count: 7 or 3,1,4.", metavar="L,L,..."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first sample; sample i has seed + i.", min=0)] = 0,
-    sampler: Annotated[Optional[str], _selector("sampler", "How samples are drawn.")] = None,
+    sampler: Annotated[str | None, _selector("sampler", "How samples are drawn.")] = None,
     weights: Annotated[str, typer.Option(help="ema (averaged) or raw.")] = "ema",
     out: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(help="A .png or .npz file; RUN/samples/sample.png if not given.", metavar="FILE"),
     ] = None,
     device: Device = None,

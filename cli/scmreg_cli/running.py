@@ -40,7 +40,11 @@ def run(
     """Compose a recipe and carry it out, or go on with a run."""
     shown = progress.make()
     if resume is not None:
-        given = [*(path for path in chosen if path != "trainer.device"), *settings, *(x for x in (recipe, name) if x)]
+        given = [
+            *(path for path in chosen if path != "trainer.device"),
+            *settings,
+            *(x for x in (recipe, name) if x),
+        ]
         if given:
             raise OptionError(
                 [f"--resume goes on with the recipe of the run, it takes no other options: {', '.join(given)}"],
@@ -90,7 +94,9 @@ def report(summary: Mapping[str, Any], *, as_json: bool) -> None:
     made = table("model", "evaluations", *figures)
     for title, entry in rows:
         made.add_row(
-            title, str(entry.get("nfe", "")), *(f"{entry[key]:.4g}" if key in entry else "" for key in figures)
+            title,
+            str(entry.get("nfe", "")),
+            *(f"{entry[key]:.4g}" if key in entry else "" for key in figures),
         )
     out.print(made)
     out.print(f"{summary['seconds']:.0f} seconds; {summary['run']}", highlight=False, soft_wrap=True)
@@ -176,7 +182,8 @@ def evaluate(folder: Path, settings: Sequence[str], *, device: str | None, as_js
     for setting in settings:
         if not setting.startswith(allowed):
             raise OptionError(
-                [f"--set {setting}: a trained run can only be judged in another way"], "set evaluation.* or sampler.*"
+                [f"--set {setting}: a trained run can only be judged in another way"],
+                "set evaluation.* or sampler.*",
             )
     recipe.apply_settings(tree, settings)
     if device:
@@ -188,16 +195,20 @@ def evaluate(folder: Path, settings: Sequence[str], *, device: str | None, as_js
     report(summary, as_json=as_json)
 
 
-def _sampler(
-    opened: Run, name: str | None, steps: int | None, times: str | None, settings: Sequence[str]
-) -> Sampler:
+def _sampler(opened: Run, name: str | None, steps: int | None, times: str | None, settings: Sequence[str]) -> Sampler:
     """Return the sampler of a run, changed as asked."""
-    tree: dict[str, Any] = {"objective": opened.recipe.objective.name, "sampler": options.to_tree(opened.recipe.sampler)}
+    tree: dict[str, Any] = {
+        "objective": opened.recipe.objective.name,
+        "sampler": options.to_tree(opened.recipe.sampler),
+    }
     if name is not None:
         tree["sampler"] = {"name": name}
     for setting in settings:
         if not setting.startswith("sampler."):
-            raise OptionError([f"--set {setting}: only options of the sampler can be set here"], "write sampler.OPTION=VALUE")
+            raise OptionError(
+                [f"--set {setting}: only options of the sampler can be set here"],
+                "write sampler.OPTION=VALUE",
+            )
     recipe.apply_settings(tree, settings)
     if times is not None:
         listed = _numbers(times, float, "--times")
@@ -212,6 +223,6 @@ def _numbers(text: str, kind: type, option: str) -> list[Any]:
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError:
-        raise OptionError([f"{option} {text}: write {'integers' if kind is int else 'numbers'} separated by commas"]) from None
-
-
+        raise OptionError(
+            [f"{option} {text}: write {'integers' if kind is int else 'numbers'} separated by commas"]
+        ) from None

@@ -51,7 +51,12 @@ def list_components(kind: str | None, *, as_json: bool) -> None:
     for k, name, cls in found:
         reason = cls.unavailable()
         style = "dim" if reason else None
-        made.add_row(k, f"[bold]{name}[/]", plain(cls.summary()) + (f" ({escape(reason)})" if reason else ""), style=style)
+        made.add_row(
+            k,
+            f"[bold]{name}[/]",
+            plain(cls.summary()) + (f" ({escape(reason)})" if reason else ""),
+            style=style,
+        )
     console().print(made)
 
 
@@ -77,7 +82,11 @@ def show_component(path: str, *, as_json: bool) -> None:
     out = console()
     out.print(f"[bold]{cls.kind}/{cls.name}[/]  [dim]{cls.__module__}.{cls.__qualname__}[/]\n")
     out.print(plain(inspect.getdoc(cls) or ""))
-    for title, text in (("formula", cls.formula), ("reference", cls.reference), ("cannot run here", cls.unavailable())):
+    for title, text in (
+        ("formula", cls.formula),
+        ("reference", cls.reference),
+        ("cannot run here", cls.unavailable()),
+    ):
         if text:
             out.print(f"\n[bold]{title}[/]  {escape(text)}")
     options = options_of(cls)
@@ -87,7 +96,10 @@ def show_component(path: str, *, as_json: bool) -> None:
     made = table("option", "type", "default", "meaning")
     for option in options:
         made.add_row(
-            f"[bold]{option.name}[/]", escape(option.type_text), escape(default_text(option)), plain(option.help.replace("\n", " "))
+            f"[bold]{option.name}[/]",
+            escape(option.type_text),
+            escape(default_text(option)),
+            plain(option.help.replace("\n", " ")),
         )
     out.print()
     out.print(made)
@@ -127,14 +139,30 @@ def list_plugins(*, as_json: bool) -> None:
     made = table("plugin", "from", "seconds", "components")
     for plugin in found:
         if plugin.error:
-            made.add_row(plugin.name, plugin.source, f"{plugin.seconds:.2f}", f"[red]not loaded:[/] {escape(plugin.error)}")
+            made.add_row(
+                plugin.name,
+                plugin.source,
+                f"{plugin.seconds:.2f}",
+                f"[red]not loaded:[/] {escape(plugin.error)}",
+            )
         else:
             listed_text = ", ".join(f"{c.kind}/{c.name}" for c in plugin.components)
             made.add_row(f"[bold]{plugin.name}[/]", plugin.source, f"{plugin.seconds:.2f}", listed_text)
     console().print(made)
 
 
-PACKAGES = ("torch", "triton", "timm", "torchvision", "pluggy", "typer", "pydantic", "safetensors", "numpy", "scikit-learn")
+PACKAGES = (
+    "torch",
+    "triton",
+    "timm",
+    "torchvision",
+    "pluggy",
+    "typer",
+    "pydantic",
+    "safetensors",
+    "numpy",
+    "scikit-learn",
+)
 
 
 def doctor(*, as_json: bool) -> None:
@@ -149,7 +177,10 @@ def doctor(*, as_json: bool) -> None:
         for name, cls in registry.registry(kind).items()
         if (reason := cls.unavailable())
     }
-    devices = ["cpu", *(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count()))]
+    devices = [
+        "cpu",
+        *(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())),
+    ]
     if torch.backends.mps.is_available():
         devices.append("mps")
     report: dict[str, Any] = {
@@ -161,7 +192,9 @@ def doctor(*, as_json: bool) -> None:
         "attention": _attention(),
         "components": {kind: len(registry.registry(kind)) for kind in registry.KINDS},
         "unavailable": cannot,
-        "broken_plugins": {plugin.name: {"from": plugin.source, "error": plugin.error, "detail": plugin.detail} for plugin in broken},
+        "broken_plugins": {
+            plugin.name: {"from": plugin.source, "error": plugin.error, "detail": plugin.detail} for plugin in broken
+        },
     }
     if as_json:
         print(json.dumps(report))
@@ -176,7 +209,10 @@ def doctor(*, as_json: bool) -> None:
     for path, reason in cannot.items():
         made.add_row("[yellow]cannot run here[/]", f"{path}: {escape(reason)}")
     for plugin in broken:
-        made.add_row("[red]plugin not loaded[/]", escape(f"{plugin.name} ({plugin.source}): {plugin.error}\n{plugin.detail}".rstrip()))
+        made.add_row(
+            "[red]plugin not loaded[/]",
+            escape(f"{plugin.name} ({plugin.source}): {plugin.error}\n{plugin.detail}".rstrip()),
+        )
     if not cannot and not broken:
         made.add_row("[green]no problems[/]", "every plugin was loaded, every component can run here")
     out.print(made)

@@ -40,7 +40,9 @@ class Math(Attention, name="math"):
 class Chunked(Attention, name="chunked"):
     """Run over the keys in chunks with an online softmax: memory linear in the length, on any device."""
 
-    formula = "running maximum m; running sums of e^{S-m}, e^{S-m} V, e^{S-m} (tS V + tV), e^{S-m} tS over chunks of keys"
+    formula = (
+        "running maximum m; running sums of e^{S-m}, e^{S-m} V, e^{S-m} (tS V + tV), e^{S-m} tS over chunks of keys"
+    )
     reference = "Lu & Song 2024 (sCM), arXiv:2410.11081, App. F; Dao et al. 2022, arXiv:2205.14135"
 
     chunk: Count = 256

@@ -20,7 +20,7 @@ __all__ = ["forward", "forward_jvp"]
 
 def forward(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, chunk: int) -> Tensor:
     """Return ``O``."""
-    out: Tensor = _Attend.apply(q, k, v, None, None, None, options, chunk)[0]
+    out: Tensor = _Attend.apply(q, k, v, None, None, None, options, chunk)[0]  # type: ignore[no-untyped-call]
     return out
 
 
@@ -36,7 +36,7 @@ def forward_jvp(
 ) -> tuple[Tensor, Tensor]:
     """Return ``(O, tO)``."""
     detached = (None if tx is None else tx.detach() for tx in (tq, tk, tv))
-    out, tangent, _ = _Attend.apply(q, k, v, *detached, options, chunk)
+    out, tangent, _ = _Attend.apply(q, k, v, *detached, options, chunk)  # type: ignore[no-untyped-call]
     return out, tangent
 
 
@@ -66,7 +66,9 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
-        return (*_gradients(*ctx.saved_tensors, grad, ctx.options, ctx.chunk), None, None, None, None, None)
+        q, k, v, out, lse = ctx.saved_tensors
+        gradients = _gradients(q, k, v, out, lse, grad, ctx.options, ctx.chunk)
+        return (*gradients, None, None, None, None, None)
 
 
 def _accumulation(x: Tensor) -> torch.dtype:
@@ -129,7 +131,14 @@ def _online_softmax(
 
 
 def _gradients(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, grad: Tensor, options: AttentionOptions, chunk: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    grad: Tensor,
+    options: AttentionOptions,
+    chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of ``q``, ``k`` and ``v``, chunk by chunk."""
     dtype, total, groups = lse.dtype, k.shape[2], q.shape[1] // k.shape[1]

@@ -65,8 +65,8 @@ class ContinuousConsistency(Objective):
     proposal: Proposal = Proposal.default("lognormal")
     """Distribution of training times."""
     normalization: Normalization = "l2"
-    """Treatment of the tangent: its norm over all dimensions (``l2``), over their root mean square (``rms``), element by
-    element (``clip``), or none. Learning rates do not transfer between them."""
+    """Treatment of the tangent: its norm over all dimensions (``l2``), over their root mean square (``rms``), element
+    by element (``clip``), or none. Learning rates do not transfer between them."""
     c: NonNegative = 0.1
     """Added to the norm of the tangent, so that small tangents stay small."""
     warmup: NonNegativeInt = 10_000
@@ -86,7 +86,9 @@ class ContinuousConsistency(Objective):
 class SCT(ContinuousConsistency, name="sct"):
     """Train a consistency model on data alone: the tangent follows the path of each data-noise pair."""
 
-    formula = "e^{w(t)}/D ||F - sg(F) - g||² - w(t),  g = normalized cos(t̂) df/dt̂ along dx/dt = alpha' x_0 + sigma' noise"
+    formula = (
+        "e^{w(t)}/D ||F - sg(F) - g||² - w(t),  g = normalized cos(t̂) df/dt̂ along dx/dt = alpha' x_0 + sigma' noise"
+    )
     reference = "Lu & Song 2024 (sCM), arXiv:2410.11081, Algorithm 1 and Eq. 8 (consistency training)"
 
     start: Literal["teacher", "scratch"] = "teacher"

@@ -168,7 +168,11 @@ class Array(ImageData, name="array"):
 
 
 def in_memory(
-    data: Data, x: Tensor, labels: Tensor | None, classes: tuple[str, ...], modality: Literal["image", "points"]
+    data: Data,
+    x: Tensor,
+    labels: Tensor | None,
+    classes: tuple[str, ...],
+    modality: Literal["image", "points"],
 ) -> Dataset:
     """Split tensors that are in memory, and measure their scale on the training part.
 
@@ -180,9 +184,7 @@ def in_memory(
         modality: what the items are.
     """
     kept, rest = data.split_indices(len(x))
-    train, held_out = (
-        TensorSplit(x[part], None if labels is None else labels[part]) for part in (kept, rest)
-    )
+    train, held_out = (TensorSplit(x[part], None if labels is None else labels[part]) for part in (kept, rest))
     mean, std = scale_of(data, train)
     if modality == "points":
         mean = tuple(x[kept].double().mean(0).tolist())
@@ -201,7 +203,11 @@ def scale_of(data: Data, train: Split, most: int = 10_000) -> tuple[tuple[float,
     total, square, count = 0.0, 0.0, 0
     for start in range(0, len(chosen), 500):
         piece = train.__getitems__(chosen[start : start + 500]).double()
-        total, square, count = total + float(piece.sum()), square + float(piece.square().sum()), count + piece.numel()
+        total, square, count = (
+            total + float(piece.sum()),
+            square + float(piece.square().sum()),
+            count + piece.numel(),
+        )
     mean = total / count
     variance = square / count - mean**2
     if variance <= 1e-12:

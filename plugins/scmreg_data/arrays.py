@@ -62,8 +62,18 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
             return {"arr_0": _idx(path.read_bytes(), path)}
     except DataError:
         raise
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, SafetensorError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}", "is the file complete, and of the type that its name says?") from None
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        KeyError,
+        zipfile.BadZipFile,
+        SafetensorError,
+        zlib.error,
+    ) as error:
+        raise DataError(
+            f"{path} cannot be read: {error}", "is the file complete, and of the type that its name says?"
+        ) from None
     raise DataError(f"{path} is of no known type", "known: .npy, .npz, .safetensors, .idx, .gz (of an idx file)")
 
 

@@ -54,7 +54,8 @@ def load_folder(data: Images) -> Dataset:
     root = data.path.expanduser()
     if not root.is_dir():
         raise DataError(
-            f"no folder {root}", "give the folder of images by --set data.path=DIR" if not root.exists() else "it is a file"
+            f"no folder {root}",
+            "give the folder of images by --set data.path=DIR" if not root.exists() else "it is a file",
         )
     files, labels, classes = _list(root)
     if not files:
@@ -67,7 +68,9 @@ def load_folder(data: Images) -> Dataset:
     channels = 1 if mode == "L" else 3
     in_memory = len(files) * data.size**2 * channels <= IN_MEMORY
     for part in (kept, rest):
-        split = FolderSplit([files[i] for i in part.tolist()], None if labels is None else labels[part], data.size, mode)
+        split = FolderSplit(
+            [files[i] for i in part.tolist()], None if labels is None else labels[part], data.size, mode
+        )
         if in_memory and len(split):
             splits.append(TensorSplit(split.bytes(range(len(split))), split.labels))
         elif in_memory:

@@ -47,7 +47,9 @@ class UnitVariance(Parameterization, name="unit-variance"):
     coordinates.
     """
 
-    formula = "c_skip = alpha sigma_data²/v²,  c_out = -sigma_data sigma/v,  c_in = 1/v,  v² = alpha² sigma_data² + sigma²"
+    formula = (
+        "c_skip = alpha sigma_data²/v²,  c_out = -sigma_data sigma/v,  c_in = 1/v,  v² = alpha² sigma_data² + sigma²"
+    )
     reference = "Karras et al. 2022 (EDM), arXiv:2206.00364, App. B.6; Lu & Song 2024 (sCM), Eqs. 12-23"
 
     def preconditioning(self, process: Process, t: Tensor) -> Preconditioning:

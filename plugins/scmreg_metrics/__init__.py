@@ -21,7 +21,7 @@ class Frechet(Metric, name="frechet"):
     """Fréchet distance between Gaussians fitted to samples and to real images.
 
     In pixels (``frechet_pixels``), and for the handwritten digits also in the features of a small digit classifier
-    (``frechet``), standardised to unit mean variance. The floor is the distance of two random halves of the real images.
+    (``frechet``), standardised to unit mean variance. The floor is the distance of two random halves of the real data.
     """
 
     formula = "||m_1 - m_2||² + tr(C_1 + C_2 - 2 (C_1^½ C_2 C_1^½)^½)"

@@ -1,9 +1,9 @@
 """Train the digit classifier whose features measure generated digits: ``python -m scmreg_metrics.train_digits [FILE]``.
 
-It is fitted to scikit-learn's ``load_digits`` with a seeded, stratified fifth held out, in seconds and deterministically
-for one build of torch, and written as safetensors with the facts that make it again as string metadata. The features are
-centred and divided by one number, so that the real digits have mean 0 and unit mean variance: the Fréchet distance in
-them has a defined scale.
+It is fitted to scikit-learn's ``load_digits`` with a seeded, stratified fifth held out, in seconds and
+deterministically for one build of torch, and written as safetensors with the facts that make it again as string
+metadata. The features are centred and divided by one number, so that the real digits have mean 0 and unit variance:
+the Fréchet distance in them has a defined scale.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def train(seed: int = SEED) -> tuple[DigitFeatures, float]:
         for start in range(0, len(order) - BATCH_SIZE + 1, BATCH_SIZE):
             batch = order[start : start + BATCH_SIZE]
             loss = nn.functional.cross_entropy(
-                network.logits(shifted(train_images[batch], generator)), train_classes[batch], label_smoothing=0.05
+                network.logits(shifted(train_images[batch], generator)),
+                train_classes[batch],
+                label_smoothing=0.05,
             )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

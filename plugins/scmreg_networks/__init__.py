@@ -11,7 +11,7 @@ from scmreg.hookspecs import hookimpl
 from scmreg.network import Network
 from scmreg.types import Count, Positive, Probability
 
-__all__ = ["DiT", "MLP"]
+__all__ = ["MLP", "DiT"]
 
 Embedding = Literal["positional", "fourier"]
 
@@ -53,7 +53,9 @@ class DiT(Network, name="dit"):
     Attention goes through :func:`scmreg.attend`, so it has a tangent on every backend.
     """
 
-    formula = "h <- h + attention(adn(h, c));  h <- h + mlp(adn(h, c));  adn(h, c) = norm(h) * pnorm(s(c)) + pnorm(b(c))"
+    formula = (
+        "h <- h + attention(adn(h, c));  h <- h + mlp(adn(h, c));  adn(h, c) = norm(h) * pnorm(s(c)) + pnorm(b(c))"
+    )
     reference = "Peebles & Xie 2023 (DiT), arXiv:2212.09748; Lu & Song 2024 (sCM), arXiv:2410.11081, Sec. 4.1"
 
     width: Count = 128

@@ -47,9 +47,7 @@ class Block(nn.Module):
         self.norm_attention = AdaptiveDoubleNorm(network.width)
         self.attention = SelfAttention(network.width, network.heads, network.attention)
         self.norm_mlp = AdaptiveDoubleNorm(network.width)
-        self.mlp = Mlp(
-            network.width, int(network.width * network.mlp_ratio), act_layer=nn.SiLU, drop=network.dropout
-        )
+        self.mlp = Mlp(network.width, int(network.width * network.mlp_ratio), act_layer=nn.SiLU, drop=network.dropout)
 
     def forward(self, h: Tensor, embedded: Tensor) -> Tensor:
         """Transform tokens of shape ``(B, L, width)``."""
@@ -67,9 +65,7 @@ class DiTNetwork(nn.Module):
         self.patch, self.rows = network.patch, height // network.patch
         self.enter = PatchEmbed((height, width), network.patch, channels, network.width)
         self.position = nn.Parameter(torch.randn(1, self.enter.num_patches, network.width) * 0.02)
-        self.condition = ConditionEmbedding(
-            network.width, classes, network.embedding, network.fourier_scale
-        )
+        self.condition = ConditionEmbedding(network.width, classes, network.embedding, network.fourier_scale)
         self.blocks = nn.ModuleList(Block(network) for _ in range(network.depth))
         self.norm = AdaptiveDoubleNorm(network.width)
         self.leave = nn.Linear(network.width, channels * network.patch**2)

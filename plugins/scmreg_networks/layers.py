@@ -55,9 +55,7 @@ class ConditionEmbedding(nn.Module):
     A time in half precision would ruin the tangent: its derivative is a difference of neighbouring values.
     """
 
-    def __init__(
-        self, width: int, classes: int, kind: Literal["positional", "fourier"], scale: float
-    ) -> None:
+    def __init__(self, width: int, classes: int, kind: Literal["positional", "fourier"], scale: float) -> None:
         super().__init__()
         self.classes = classes
         self.time = TimeEmbedding(width, kind, scale)

@@ -30,7 +30,8 @@ class Block(nn.Module):
     def forward(self, h: Tensor, embedded: Tensor) -> Tensor:
         """Add the block's contribution to ``h`` of shape ``(B, width)``."""
         hidden = F.silu(self.first(self.norm(h, embedded)))
-        return h + self.second(self.dropout(hidden))
+        out: Tensor = h + self.second(self.dropout(hidden))
+        return out
 
 
 class MLPNetwork(nn.Module):
@@ -39,9 +40,7 @@ class MLPNetwork(nn.Module):
     def __init__(self, network: MLP, shape: tuple[int, ...], classes: int) -> None:
         super().__init__()
         size = math.prod(shape)
-        self.condition = ConditionEmbedding(
-            network.width, classes, network.embedding, network.fourier_scale
-        )
+        self.condition = ConditionEmbedding(network.width, classes, network.embedding, network.fourier_scale)
         self.enter = nn.Linear(size, network.width)
         self.blocks = nn.ModuleList(Block(network.width, network.dropout) for _ in range(network.depth))
         self.leave = nn.Linear(network.width, size)

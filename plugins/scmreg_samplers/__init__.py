@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -75,7 +76,7 @@ class Consistency(Sampler, name="consistency"):
     steps: Count = 2
     """Number of steps, each one network evaluation."""
     times: tuple[Positive, ...] | None = None
-    """TrigFlow times of the steps after the first, falling, each below pi/2; chosen by the number of steps if not given:
+    """TrigFlow times of the steps after the first, falling, each below pi/2; if not given, it is
     1.1 for two, otherwise equally spaced below the first."""
     sigma_max: Positive = 80.0
     """Noise level sigma/alpha at which the first step starts."""
@@ -90,7 +91,7 @@ class Consistency(Sampler, name="consistency"):
                 "give sampler.steps and sampler.times together, or one of them",
             )
         ends = (math.pi / 2, *self.times)
-        if any(later >= earlier for earlier, later in zip(ends, ends[1:], strict=False)):
+        if any(later >= earlier for earlier, later in itertools.pairwise(ends)):
             raise OptionError([f"times must fall and stay below pi/2, not {list(self.times)}"])
 
     @property

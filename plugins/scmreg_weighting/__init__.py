@@ -15,7 +15,7 @@ from scmreg.proposal import Proposal
 from scmreg.types import Count, Positive
 from scmreg.weighting import FixedWeighting, Weighting, WeightingModule
 
-__all__ = ["Adaptive", "LogNormal", "LogitNormal", "SNR", "Uniform", "UniformTimes"]
+__all__ = ["SNR", "Adaptive", "LogNormal", "LogitNormal", "Uniform", "UniformTimes"]
 
 
 class Uniform(FixedWeighting, name="uniform"):
