@@ -14,7 +14,7 @@ import textwrap
 import types
 import typing
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -190,7 +190,7 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
-    return value
+    return str(value) if isinstance(value, PurePath) else value
 
 
 def _convert(option: Option, value: Any, where: str) -> Any:

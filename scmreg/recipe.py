@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
+from annotated_types import Ge
 
 from scmreg import options
 from scmreg.component import Component, Options
@@ -115,7 +117,7 @@ class Evaluation(Options):
         "frechet", "precision-recall", "accuracy", "memorization", "sliced-wasserstein"
     )
     """What is measured, where it applies to the data."""
-    count: Count | None = None
+    count: Annotated[int, Ge(2)] | None = None
     """Samples; as many as there are real data, at most 10000, if not given."""
     batch_size: Count = 500
     """Samples at a time."""
@@ -263,6 +265,21 @@ def _overlay(objective: Any, trainer: Any) -> Any:
     return {**known[str(name)].trainer, **(trainer or {})}
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, but with the numbers of YAML 1.2: ``1e-4`` is a number, not a text."""
+
+
+_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+)
+
+
+def load_yaml(text: str) -> Any:
+    """Read plain values from YAML; nothing else than plain values is ever built."""
+    return yaml.load(text, Loader=_Loader)
+
+
 def packaged() -> dict[str, str]:
     """Return the recipes that come with the package: name and text."""
     folder = resources.files("scmreg") / "recipes"
@@ -290,7 +307,7 @@ def read(source: str | Path) -> dict[str, Any]:
             "otherwise give the path of a YAML file, or of a run",
         )
     try:
-        tree = yaml.safe_load(text)
+        tree = load_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         at = f" at line {mark.line + 1}" if mark else ""
@@ -366,7 +383,7 @@ def apply_settings(tree: dict[str, Any], settings: Iterable[str]) -> None:
         if not equals or not path.strip():
             raise OptionError([f"--set {setting}: write KIND.OPTION=VALUE, such as trainer.steps=100"])
         try:
-            value = yaml.safe_load(text)
+            value = load_yaml(text)
         except yaml.YAMLError:
             value = text
         try:

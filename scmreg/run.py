@@ -26,7 +26,7 @@ from scmreg.evaluate import Judge, Result, with_steps
 from scmreg.metric import Judged
 from scmreg.pictures import comparison
 from scmreg.progress import Progress
-from scmreg.recipe import Recipe
+from scmreg.recipe import Recipe, load_yaml
 from scmreg.sample import Run, load_run
 from scmreg.train import cpu_threads, make_optimizer, resolve_device, train
 
@@ -82,10 +82,10 @@ def prepare(recipe: Recipe) -> Dataset:
     make_optimizer(recipe.trainer, [_parameter()])
     if recipe.objective.needs_teacher:
         make_optimizer(recipe.teacher.trainer, [_parameter()])
-        if recipe.teacher.source != "auto":
-            _fitting_teacher(recipe, Path(recipe.teacher.source))
     dataset = recipe.data.load()
     recipe.check(dataset.spec)
+    if recipe.objective.needs_teacher and recipe.teacher.source != "auto":
+        _fitting_teacher(recipe, Path(recipe.teacher.source), dataset)
     return dataset
 
 
@@ -229,7 +229,7 @@ def lock_quickly(lock: FileLock) -> bool:
     return True
 
 
-def _fitting_teacher(recipe: Recipe, path: Path, dataset: Dataset | None = None) -> Run:
+def _fitting_teacher(recipe: Recipe, path: Path, dataset: Dataset) -> Run:
     """Open a run and check that it can teach the recipe.
 
     Raises:
@@ -254,7 +254,7 @@ def _fitting_teacher(recipe: Recipe, path: Path, dataset: Dataset | None = None)
                 f"the teacher {path} has another {what} than the recipe: {other}, not {own}",
                 f"give the run the teacher's {what}, or leave out --teacher to train a fitting one",
             )
-    if dataset is not None and (run.spec.shape, len(run.spec.classes)) != (
+    if (run.spec.shape, len(run.spec.classes)) != (
         dataset.spec.shape,
         len(dataset.spec.classes),
     ):
@@ -311,7 +311,7 @@ def recipe_of(folder: Path) -> Recipe:
     if not path.is_file():
         raise RecipeError(f"{folder} is no run directory: it has no recipe.yaml", "runs are kept under runs/")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = load_yaml(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise RecipeError(f"{path} is no YAML: {error}") from None
     return Recipe.from_tree(tree)

@@ -61,7 +61,8 @@ def motion(denoiser: Denoiser, x: Tensor, t: Tensor, data: Tensor, noise: Tensor
     """Describe the motion of ``x`` at ``t`` that is due to the pair ``(data, noise)``.
 
     For consistency training the pair is the one that ``x`` was made of; for distillation it is what the teacher
-    predicts (sCM, Sec. 2.2), so that ``dx/dt`` is the teacher's probability flow.
+    predicts (sCM, Sec. 2.2), so that ``dx/dt`` is the teacher's probability flow. Either way the pair makes up the
+    sample, ``x = alpha data + sigma noise``, which the change to TrigFlow coordinates relies on.
     """
     process = denoiser.process
     rate = log_ratio_rate(process, t)

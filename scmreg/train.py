@@ -61,6 +61,8 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
+        raise OptionError([f"no device called '{name}'"], "devices: auto, cpu, cuda, cuda:1, mps")
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -343,6 +345,10 @@ _ADVICE = (
 )
 
 
+_NOT_FOR_US = frozenset({"Optimizer", "LBFGS", "SparseAdam"})
+"""The base class, and optimizers that need a closure or sparse gradients."""
+
+
 def make_optimizer(trainer: Trainer, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
     """Return the optimizer that the trainer names.
 
@@ -352,7 +358,7 @@ def make_optimizer(trainer: Trainer, parameters: Sequence[nn.Parameter]) -> torc
     known = {
         name.lower(): cls
         for name, cls in vars(torch.optim).items()
-        if inspect.isclass(cls) and issubclass(cls, torch.optim.Optimizer) and cls is not torch.optim.Optimizer
+        if inspect.isclass(cls) and issubclass(cls, torch.optim.Optimizer) and cls.__name__ not in _NOT_FOR_US
     }
     found = known.get(trainer.optimizer.lower())
     names = sorted(cls.__name__ for cls in known.values())

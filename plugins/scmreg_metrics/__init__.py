@@ -35,6 +35,8 @@ class Frechet(Metric, name="frechet"):
         """Refuse points, and images with more pixels than a covariance can be estimated of."""
         if reference.spec.modality != "image":
             return "the data are no images"
+        if len(reference.all) < 4:
+            return "a covariance of each half needs four images at least"
         size = reference.spec.shape[0] * reference.spec.shape[1] * reference.spec.shape[2]
         return f"{size} values an image are too many for a covariance" if size > LARGEST else None
 
