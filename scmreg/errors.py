@@ -53,10 +53,11 @@ class OptionError(ScmError, ValueError):
 
     def __init__(self, problems: Sequence[str], *hints: str | None) -> None:
         self.problems = tuple(problems)
+        self.advice = tuple(dict.fromkeys(hint for hint in hints if hint))
         if len(problems) == 1:
-            super().__init__(problems[0], *hints)
+            super().__init__(problems[0], *self.advice)
         else:
-            super().__init__(f"{len(problems)} options are wrong", *problems, *hints)
+            super().__init__(f"{len(problems)} options are wrong", *problems, *self.advice)
 
 
 class CompositionError(ScmError, ValueError):

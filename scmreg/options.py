@@ -107,17 +107,19 @@ def check(instance: Options) -> None:
         OptionError: naming every field whose value is refused, and why.
     """
     problems: list[str] = []
+    advice: list[str] = []
     for option in options_of(type(instance)):
         value = getattr(instance, option.name)
         try:
             converted = _convert(option, value, _where(type(instance)))
         except OptionError as error:
             problems += error.problems
+            advice += error.advice
             continue
         if converted is not value:
             object.__setattr__(instance, option.name, converted)
     if problems:
-        raise OptionError(problems)
+        raise OptionError(problems, *advice)
 
 
 def build(cls: type[O], tree: Mapping[str, Any] | None, where: str = "") -> O:
@@ -135,6 +137,7 @@ def build(cls: type[O], tree: Mapping[str, Any] | None, where: str = "") -> O:
     where = where or _where(cls)
     known = {option.name: option for option in options_of(cls)}
     problems: list[str] = []
+    advice: list[str] = []
     values: dict[str, Any] = {}
     for name, value in tree.items():
         if name not in known:
@@ -145,11 +148,12 @@ def build(cls: type[O], tree: Mapping[str, Any] | None, where: str = "") -> O:
             values[name] = _convert(known[name], value, where)
         except OptionError as error:
             problems += error.problems
+            advice += error.advice
     for option in known.values():
         if option.default is dataclasses.MISSING and option.name not in tree:
             problems.append(f"{where}.{option.name} is required: {option.help or option.type_text}")
     if problems:
-        raise OptionError(problems)
+        raise OptionError(problems, *advice)
     return cls(**values)
 
 
@@ -200,7 +204,7 @@ def _convert(option: Option, value: Any, where: str) -> Any:
         return None
     if option.component is not None:
         if not option.many:
-            return _component(option.component, value, path)
+            return _component(option.component, value, path, option.default)
         if not isinstance(value, tuple | list):
             raise OptionError([f"{path} must be a list of {option.component.kind}s"])
         return tuple(_component(option.component, item, f"{path}[{i}]") for i, item in enumerate(value))
@@ -216,15 +220,15 @@ def _convert(option: Option, value: Any, where: str) -> Any:
         raise OptionError([_words(path, value, detail) for detail in error.errors()]) from None
 
 
-def _component(kind: type[Component], value: Any, path: str) -> Component:
+def _component(kind: type[Component], value: Any, path: str, default: Any = None) -> Component:
     from scmreg import registry
 
     if isinstance(value, kind):
         return value
     if isinstance(value, str):
         tree: dict[str, Any] = {"name": value}
-    elif isinstance(value, Mapping) and isinstance(value.get("name"), str):
-        tree = dict(value)
+    elif isinstance(value, Mapping) and isinstance(value.get("name", default), str):
+        tree = {"name": default, **value}
     else:
         raise OptionError([f"{path} must be a {kind.kind}: its name, or a mapping with its name, not {value!r}"])
     name = tree.pop("name")
@@ -234,15 +238,18 @@ def _component(kind: type[Component], value: Any, path: str) -> Component:
     except OptionError:
         raise
     except ScmError as error:
-        raise OptionError([f"{path}: {error.what}", *error.hints]) from None
+        where = "" if path == f"recipe.{kind.kind}" else f"{path}: "
+        raise OptionError([f"{where}{error.what}"], *error.hints) from None
 
 
 def _words(path: str, value: Any, detail: Any) -> str:
     inner = ".".join(str(part) for part in detail["loc"] if isinstance(part, int))
     message = detail["msg"].replace("Input should be", "must be")
     if detail["type"] in ("int_parsing", "float_parsing", "bool_parsing", "int_from_float"):
-        message = message.split(",")[0].replace("valid ", "")
-    return f"{path}{f'[{inner}]' if inner else ''} {message}, not {detail.get('input', value)!r}"
+        message = message.split(",")[0].replace("valid ", "").replace("a integer", "an integer")
+    name, of, owner = path.partition(" of ")
+    item = f"[{inner}]" if inner else ""
+    return f"{name}{item}{of}{owner} {message}, not {detail.get('input', value)!r}"
 
 
 _adapters: dict[int, tuple[Any, TypeAdapter[Any]]] = {}

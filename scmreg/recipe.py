@@ -35,6 +35,7 @@ from scmreg.types import Count, NonNegative, NonNegativeInt, Positive
 __all__ = ["RECIPE_VERSION", "Evaluation", "Recipe", "Teacher", "Trainer", "packaged", "read", "set_path"]
 
 RECIPE_VERSION = 1
+DEFAULT_OBJECTIVE = "scd"
 
 
 class Trainer(Options):
@@ -138,7 +139,7 @@ class Recipe(Options):
     """What the network output means."""
     network: Network = Network.default("mlp")
     """What is trained."""
-    objective: Objective = Objective.default("scd")
+    objective: Objective = Objective.default(DEFAULT_OBJECTIVE)
     """What is minimised."""
     data: Data = Data.default("digits")
     """What is modelled."""
@@ -181,10 +182,10 @@ class Recipe(Options):
                 "it was written by a newer scmreg: upgrade with `pip install --upgrade scmreg`",
             )
         # The objective's own trainer options stand between the trainer's defaults and what the tree says.
-        tree["trainer"] = _overlay(tree.get("objective", "scd"), tree.get("trainer"))
+        tree["trainer"] = _overlay(tree.get("objective", DEFAULT_OBJECTIVE), tree.get("trainer"), DEFAULT_OBJECTIVE)
         teacher = tree.get("teacher")
         if isinstance(teacher, Mapping):
-            trainer = _overlay(teacher.get("objective", "diffusion"), teacher.get("trainer"))
+            trainer = _overlay(teacher.get("objective", "diffusion"), teacher.get("trainer"), "diffusion")
             tree["teacher"] = {**teacher, "trainer": trainer}
         return options.build(cls, {key: value for key, value in tree.items() if value is not None}, "recipe")
 
@@ -256,13 +257,13 @@ class Recipe(Options):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _overlay(objective: Any, trainer: Any) -> Any:
+def _overlay(objective: Any, trainer: Any, default: str) -> Any:
     """Put what a tree says of the trainer over what its objective prefers."""
-    name = objective.get("name") if isinstance(objective, Mapping) else getattr(objective, "name", objective)
+    name = objective.get("name", default) if isinstance(objective, Mapping) else getattr(objective, "name", objective)
     known = registry("objective")
-    if isinstance(trainer, Options) or (trainer is not None and not isinstance(trainer, Mapping)) or name not in known:
+    if not isinstance(name, str) or name not in known or not (trainer is None or isinstance(trainer, Mapping)):
         return trainer
-    return {**known[str(name)].trainer, **(trainer or {})}
+    return {**known[name].trainer, **(trainer or {})}
 
 
 class _Loader(yaml.SafeLoader):
@@ -296,8 +297,13 @@ def read(source: str | Path) -> dict[str, Any]:
     path = Path(source)
     if path.is_dir():
         path = path / "recipe.yaml"
+        if not path.is_file():
+            raise RecipeError(f"{source} is no run directory: it has no recipe.yaml", "runs are kept under runs/")
     if path.is_file():
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"recipe {source} cannot be read: {error}") from None
     elif str(source) in (known := packaged()):
         text = known[str(source)]
     else:
@@ -355,8 +361,9 @@ def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _objective(tree: Mapping[str, Any]) -> type[Objective]:
-    chosen = tree.get("objective", "scd")
-    found: type[Objective] = registry("objective")[chosen["name"] if isinstance(chosen, Mapping) else str(chosen)]
+    chosen = tree.get("objective", DEFAULT_OBJECTIVE)
+    name = chosen.get("name", DEFAULT_OBJECTIVE) if isinstance(chosen, Mapping) else chosen
+    found: type[Objective] = registry("objective")[str(name)]
     return found
 
 
@@ -365,10 +372,12 @@ def _child(node: dict[str, Any], part: str, default: str | None) -> dict[str, An
     child = node.get(part)
     if isinstance(child, str):
         child = {"name": child}
+    elif child is None:
+        child = {}
     elif not isinstance(child, Mapping):
-        child = {"name": default} if default else {}
-    node[part] = dict(child)
-    made: dict[str, Any] = node[part]
+        raise OptionError([f"{part} is {child!r}, which has no options to set"])
+    made: dict[str, Any] = {"name": default, **child} if default else dict(child)
+    node[part] = made
     return made
 
 

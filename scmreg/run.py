@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock
 
 import scmreg
@@ -26,7 +25,7 @@ from scmreg.evaluate import Judge, Result, with_steps
 from scmreg.metric import Judged
 from scmreg.pictures import comparison
 from scmreg.progress import Progress
-from scmreg.recipe import Recipe, load_yaml
+from scmreg.recipe import Recipe, read
 from scmreg.sample import Run, load_run
 from scmreg.train import cpu_threads, make_optimizer, resolve_device, train
 
@@ -290,9 +289,10 @@ def teacher_of(run: Run, progress: Progress) -> Run | None:
 
 
 def code_digest(recipe: Recipe) -> str:
-    """Return a digest of the source of the core and of every package whose components the recipe uses."""
+    """Return a digest of the source of the core and of every package whose components the training uses."""
     roots = {Path(scmreg.__file__).parent}
-    roots |= {Path(inspect.getfile(type(component))).parent for component in recipe.components()}
+    training = (c for c in recipe.components() if c.kind not in ("sampler", "metric"))
+    roots |= {Path(inspect.getfile(type(component))).parent for component in training}
     digest = hashlib.sha256()
     for root in sorted(roots):
         for path in sorted(root.rglob("*.py")):
@@ -307,14 +307,9 @@ def recipe_of(folder: Path) -> Recipe:
     Raises:
         RecipeError: if it has none.
     """
-    path = folder / "recipe.yaml"
-    if not path.is_file():
-        raise RecipeError(f"{folder} is no run directory: it has no recipe.yaml", "runs are kept under runs/")
-    try:
-        tree = load_yaml(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is no YAML: {error}") from None
-    return Recipe.from_tree(tree)
+    if not folder.is_dir():
+        raise RecipeError(f"no run directory {folder}", "runs are kept under runs/; `scm run` makes one")
+    return Recipe.from_tree(read(folder))
 
 
 def _parameter() -> Any:

@@ -12,8 +12,9 @@ import importlib.util
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import typer
@@ -72,7 +73,7 @@ def recipes(incomplete: str) -> Suggestions:
 
 def runs(incomplete: str) -> Suggestions:
     """Complete a run directory under the folder that is being typed, or under ``runs``."""
-    base = Path(incomplete).parent if "/" in incomplete else Path("runs")
+    base = Path(incomplete.rpartition("/")[0] or "/") if "/" in incomplete else Path("runs")
     if not base.is_dir():
         return []
     found = sorted(str(child) for child in base.iterdir() if (child / "recipe.yaml").is_file())
@@ -83,21 +84,27 @@ def settings(context: typer.Context, incomplete: str) -> Suggestions:
     """Complete PATH= of an option of the components that are chosen so far."""
     known = catalogue()
     found: list[tuple[str, str]] = []
-    for kind, entries in known["components"].items():
-        if kind not in known["defaults"]:
-            continue
-        chosen = context.params.get(kind) or known["defaults"][kind]
-        found += _options(f"{kind}.", entries.get(chosen, {}).get("options", {}), known)
+    given = context.params
+    objective = given.get("objective") or known["defaults"]["objective"]
+    defaults = known["defaults"] | {"sampler": known["samplers"].get(objective, known["defaults"]["sampler"])}
+    inner = {f"objective.{kind}": given.get(kind) for kind in ("weighting", "proposal")}
+    for kind, default in defaults.items():
+        chosen = known["components"][kind].get(given.get(kind) or default, {})
+        found += _options(f"{kind}.", chosen.get("options", {}), known, inner)
     for section in SECTIONS:
         found += _options(f"{section}.", known["sections"][section], known)
     return _matching(found, incomplete)
 
 
-def _options(prefix: str, options: dict[str, Any], known: dict[str, Any]) -> Iterable[tuple[str, str]]:
+def _options(
+    prefix: str, options: dict[str, Any], known: dict[str, Any], given: Mapping[str, str | None] = MappingProxyType({})
+) -> Iterable[tuple[str, str]]:
+    """Name the options under a prefix; ``given`` are the components that were chosen by path."""
     for name, entry in options.items():
         yield f"{prefix}{name}=", entry["help"]
         if entry["kind"] and isinstance(entry["default"], str):
-            inner = known["components"][entry["kind"]].get(entry["default"], {}).get("options", {})
+            chosen = given.get(f"{prefix}{name}") or entry["default"]
+            inner = known["components"][entry["kind"]].get(chosen, {}).get("options", {})
             yield from _options(f"{prefix}{name}.", inner, known)
         elif entry["section"]:
             yield from _options(f"{prefix}{name}.", known["sections"][entry["section"]], known)
@@ -151,5 +158,6 @@ def _make() -> dict[str, Any]:
         },
         "sections": {name: described(type(getattr(default, name))) for name in SECTIONS},
         "defaults": {kind: getattr(default, kind).name for kind in registry.KINDS if hasattr(default, kind)},
+        "samplers": {name: cls.sampler for name, cls in registry.registry("objective").items()},
         "recipes": list(recipe.packaged()),
     }

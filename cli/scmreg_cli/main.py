@@ -110,7 +110,7 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Seed of everything that training draws.", min=0)] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps of the model.", min=1)] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run directory.")] = None,
-    out: Annotated[Path, typer.Option(help="Where run directories are kept.")] = Path("runs"),
+    out: Annotated[Path | None, typer.Option(help="Where run directories are kept; ./runs if not given.")] = None,
     resume: Annotated[
         Path | None,
         typer.Option(help="Go on with a run that was stopped.", metavar="RUN", autocompletion=completion.runs),

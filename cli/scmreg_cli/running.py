@@ -32,7 +32,7 @@ def run(
     *,
     recipe: str | None,
     name: str | None,
-    out: Path,
+    out: Path | None,
     resume: Path | None,
     dry_run: bool,
     as_json: bool,
@@ -43,7 +43,7 @@ def run(
         given = [
             *(path for path in chosen if path != "trainer.device"),
             *settings,
-            *(x for x in (recipe, name) if x),
+            *(str(x) for x in (recipe, name, out) if x),
         ]
         if given:
             raise OptionError(
@@ -65,7 +65,7 @@ def run(
             print(made.to_yaml(), end="")
             return
         dataset = runs.prepare(made)
-        folder = runs.open_folder(made, out, name)
+        folder = runs.open_folder(made, out or Path("runs"), name)
     shown.say(f"run: {folder}")
     summary = runs.execute(made, folder, dataset, shown)
     report(summary, as_json=as_json)

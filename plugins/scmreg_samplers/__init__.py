@@ -87,7 +87,7 @@ class Consistency(Sampler, name="consistency"):
             return
         if len(self.times) != self.steps - 1:
             raise OptionError(
-                [f"{self.steps} steps need {self.steps - 1} times between them, not {len(self.times)}"],
+                [f"{self.steps} steps need {self.steps - 1} intermediate times, not {len(self.times)}"],
                 "give sampler.steps and sampler.times together, or one of them",
             )
         ends = (math.pi / 2, *self.times)

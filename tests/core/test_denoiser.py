@@ -40,7 +40,7 @@ def test_data_and_noise_predictions_make_up_the_sample(
     x = process.perturb(x0, noise, t)
     at = process.coefficients(t)
     data, eps = model.data(x, t), model.noise(x, t)
-    parts = expand(at.alpha, x) * data, expand(at.sigma, x) * eps
+    parts = (expand(at.alpha, x) * data).detach(), (expand(at.sigma, x) * eps).detach()
     assert float((sum(parts) - x).norm()) <= 1e-12 * sum(float(part.norm()) for part in parts)
     assert close(model.velocity(x, t), process.velocity(data, eps, t), 1e-12)
     assert close(model.score(x, t), (expand(at.alpha, x) * data - x) / expand(at.sigma, x) ** 2, 1e-7)

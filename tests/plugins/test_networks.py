@@ -1,0 +1,145 @@
+"""Networks: forward-mode derivatives, independence of the batch, conditions, precision; timm's layers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import scmreg
+from scmreg.types import Conditions
+
+CASES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "mlp": ({"width": 32, "depth": 2}, (1, 4, 4)),
+    "dit": ({"width": 32, "depth": 2, "heads": 2, "patch": 2}, (3, 8, 4)),
+}
+NAMES = sorted(scmreg.networks)
+
+
+def build(name: str, classes: int = 4, **options: Any) -> tuple[nn.Module, tuple[int, ...]]:
+    """Return a network whose last layers are not zero, float64, in evaluation mode."""
+    defaults, shape = CASES.get(name, ({}, (1, 8, 8)))
+    torch.manual_seed(0)
+    network = scmreg.networks.create(name, **(defaults | options)).build(shape, classes)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return network.double().eval(), shape
+
+
+def inputs(shape: tuple[int, ...], count: int = 5) -> tuple[torch.Tensor, torch.Tensor, Conditions]:
+    rng = torch.Generator().manual_seed(1)
+    x = torch.randn(count, *shape, generator=rng, dtype=torch.float64)
+    t = 0.1 + 1.3 * torch.rand(count, generator=rng, dtype=torch.float64)
+    return x, t, Conditions(label=torch.arange(count) % 4)
+
+
+@pytest.mark.parametrize("embedding", ["positional", "fourier"])
+@pytest.mark.parametrize("name", NAMES)
+def test_forward_mode_equals_finite_differences(name: str, embedding: str) -> None:
+    network, shape = build(name, embedding=embedding)
+    x, t, cond = inputs(shape)
+    dx, dt = torch.randn_like(x), torch.randn_like(t)
+    out, tangent = torch.func.jvp(lambda x, t: network(x, t, cond), (x, t), (dx, dt))
+    assert out.shape == x.shape
+    h = 1e-4
+    with torch.no_grad():
+        steps = [network(x + k * h * dx, t + k * h * dt, cond) for k in (1, -1, 2, -2)]
+    difference = (8 * (steps[0] - steps[1]) - (steps[2] - steps[3])) / (12 * h)
+    assert float(difference.norm()) > 1e-2
+    torch.testing.assert_close(tangent.detach(), difference, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_forward_writes_nothing_and_treats_samples_alone(name: str) -> None:
+    network, shape = build(name)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    x, t, cond = inputs(shape)
+    with torch.no_grad():
+        whole = network(x, t, cond)
+        single = network(x[2:3], t[2:3], cond.slice(2, 3))
+    torch.testing.assert_close(whole[2:3], single, rtol=1e-12, atol=1e-13)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_heeds_time_and_class(name: str) -> None:
+    network, shape = build(name)
+    x, t, cond = inputs(shape)
+    with torch.no_grad():
+        out = network(x, t, cond)
+        assert not torch.allclose(out, network(x, t + 0.3, cond))
+        assert not torch.allclose(out, network(x, t, Conditions(label=(cond.label + 1) % 4)))
+        withheld = network(x, t, Conditions(label=torch.full((5,), 4)))
+        torch.testing.assert_close(network(x, t, Conditions()), withheld)
+        assert not torch.allclose(out, withheld)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_fresh_network_is_zero_and_every_parameter_gets_a_gradient(name: str) -> None:
+    options, shape = CASES.get(name, ({}, (1, 8, 8)))
+    network = scmreg.networks.create(name, **options).build(shape, 4)
+    x, t, _ = inputs(shape)
+    cond = Conditions(label=torch.tensor([0, 1, 2, 3, 4]))
+    assert not network(x.float(), t.float(), cond).any()
+    trained, _ = build(name)
+    trained(x, t, cond).square().sum().backward()
+    idle = [key for key, p in trained.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not idle
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_time_path_stays_float32_under_autocast(name: str) -> None:
+    """Two times that bfloat16 cannot tell apart give embeddings that differ."""
+    network = build(name)[0].float()
+    seen = []
+    network.condition.register_forward_hook(lambda module, arguments, out: seen.append(out))
+    shape = CASES[name][1]
+    x = torch.randn(1, *shape)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        for time in (1.0, 1.0005):
+            out = network(x, torch.tensor([time]), Conditions())
+    assert seen[0].dtype == torch.float32
+    assert not torch.equal(*seen)
+    assert torch.isfinite(out).all()
+
+
+@pytest.mark.parametrize("backend", ["math", "chunked"])
+def test_dit_takes_its_attention_from_the_registry(backend: str) -> None:
+    network, shape = build("dit", attention=backend)
+    reference, _ = build("dit")
+    x, t, cond = inputs(shape)
+    with torch.no_grad():
+        torch.testing.assert_close(network(x, t, cond), reference(x, t, cond), rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "shape", "message"),
+    [
+        ("dit", {"patch": 3}, (1, 8, 8), "patches of side 3"),
+        ("dit", {}, (2,), "use network mlp"),
+        ("dit", {"width": 36, "heads": 5}, (1, 8, 8), "5 heads"),
+        ("mlp", {"width": 33}, (2,), "even"),
+    ],
+)
+def test_shapes_that_do_not_fit(name: str, options: dict[str, Any], shape: tuple[int, ...], message: str) -> None:
+    reason = scmreg.networks.create(name, **options).accepts(shape)
+    assert reason is not None
+    assert message in reason
+
+
+def test_timm_is_imported_late_and_beside_any_torchvision() -> None:
+    """In a process of its own: naming the networks does not import timm; building a DiT does, with any torchvision."""
+    script = (
+        "import sys, scmreg\n"
+        "scmreg.networks.create('mlp').build((2,))\n"
+        "assert 'timm' not in sys.modules\n"
+        "scmreg.networks.create('dit').build((1, 8, 8))\n"
+        "assert 'timm' in sys.modules\n"
+        "import torchvision\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
