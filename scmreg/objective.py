@@ -33,6 +33,8 @@ class Setup:
     """A trained diffusion model in evaluation mode, without gradient."""
     tangent_pass: TangentPass = "joint"
     """How value and JVP are taken (see :func:`scmreg.tangent.evaluate_with_jvp`)."""
+    compiled: bool = False
+    """Whether the JVP is compiled."""
 
 
 @dataclass(frozen=True)

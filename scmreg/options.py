@@ -284,7 +284,7 @@ def _type_text(annotation: Any) -> str:
         return " | ".join(str(arg) for arg in typing.get_args(bare)) + suffix
     if typing.get_origin(bare) is typing.Annotated:
         base, *metadata = typing.get_args(bare)
-        return f"{_type_text(base)} {' '.join(_bounds(metadata))}".strip() + suffix
+        return f"{_type_text(base)} {' and '.join(_bounds(metadata))}".strip() + suffix
     if typing.get_origin(bare) is tuple:
         return f"list of {_type_text(typing.get_args(bare)[0])}" + suffix
     if typing.get_origin(bare) is not None:

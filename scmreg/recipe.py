@@ -30,7 +30,7 @@ from scmreg.process import Process
 from scmreg.registry import registry
 from scmreg.sampler import Sampler
 from scmreg.tangent import TangentPass
-from scmreg.types import Count, NonNegative, NonNegativeInt, Positive
+from scmreg.types import Count, NonNegative, NonNegativeInt, Positive, Probability
 
 __all__ = ["RECIPE_VERSION", "Evaluation", "Recipe", "Teacher", "Trainer", "packaged", "read", "set_path"]
 
@@ -51,12 +51,15 @@ class Trainer(Options):
     """Options of the optimizer beside the learning rate, such as {betas: [0.9, 0.99], weight_decay: 0.01}."""
     learning_rate: Positive = 1e-3
     """Highest learning rate."""
-    schedule: Literal["constant", "cosine", "inverse-sqrt"] = "cosine"
-    """Decay of the learning rate: none, half a cosine to 0 at the last step, or 1/sqrt(max(step/decay_from, 1))."""
+    schedule: Literal["constant", "cosine", "inverse-sqrt", "trapezoid"] = "cosine"
+    """Decay of the learning rate: none, half a cosine to 0 at the last step, 1/sqrt(max(step/decay_from, 1)), or
+    constant and then linear to 0 over the last decay_share of the steps."""
     rampup: NonNegativeInt = 0
     """Steps over which the learning rate grows linearly from 0."""
     decay_from: Count = 1000
     """Reference step of the inverse-sqrt schedule."""
+    decay_share: Probability = 0.6
+    """Share of the steps over which the trapezoid schedule falls."""
     clip: Positive | None = None
     """Largest norm of the gradient; longer ones are shortened to it."""
     accumulation: Count = 1
@@ -387,15 +390,27 @@ def apply_settings(tree: dict[str, Any], settings: Iterable[str]) -> None:
     Raises:
         OptionError: if a setting has no such form, or nothing stands at its path.
     """
+    problems: list[str] = []
+    advice: list[str] = []
     for setting in settings:
-        path, equals, text = setting.partition("=")
-        if not equals or not path.strip():
-            raise OptionError([f"--set {setting}: write KIND.OPTION=VALUE, such as trainer.steps=100"])
         try:
-            value = load_yaml(text)
-        except yaml.YAMLError:
-            value = text
-        try:
-            set_path(tree, path.strip(), value)
+            _apply(tree, setting)
+        except OptionError as error:
+            problems += error.problems
+            advice += error.advice
         except UnknownComponentError as error:
-            raise OptionError([f"--set {setting}: {error.what}"], *error.hints) from None
+            problems.append(f"--set {setting}: {error.what}")
+            advice += error.hints
+    if problems:
+        raise OptionError(problems, *advice)
+
+
+def _apply(tree: dict[str, Any], setting: str) -> None:
+    path, equals, text = setting.partition("=")
+    if not equals or not path.strip():
+        raise OptionError([f"--set {setting}: write KIND.OPTION=VALUE, such as trainer.steps=100"])
+    try:
+        value = load_yaml(text)
+    except yaml.YAMLError:
+        value = text
+    set_path(tree, path.strip(), value)

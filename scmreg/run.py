@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -120,8 +121,9 @@ def evaluate_run(
     *,
     teacher_run: Run | None = None,
     start: float | None = None,
+    draw: bool = True,
 ) -> dict[str, Any]:
-    """Judge a run and its teacher from the same noise, draw the comparison, and return the summary."""
+    """Judge a run and its teacher from the same noise, draw them side by side if asked, and return the summary."""
     recipe = run.recipe
     began = time.perf_counter() if start is None else start
     device = str(resolve_device(recipe.trainer.device))
@@ -129,7 +131,8 @@ def evaluate_run(
     model = run.denoiser("ema", device)
     with cpu_threads(recipe.trainer, model):
         few, diffusion, floor = _judge_all(judge, model, recipe, teacher_run, device)
-    _draw(run, judge, few, diffusion)
+    if draw:
+        _draw(run, judge, few, diffusion)
     own_seconds = run.checkpoint.meta["step_seconds"]
     teacher_seconds = teacher_run.checkpoint.meta["step_seconds"] if teacher_run else None
     return {
@@ -206,7 +209,7 @@ def _teacher(recipe: Recipe, folder: Path, dataset: Dataset, progress: Progress)
         else:
             progress.say(f"teacher: none of this recipe yet, training one in {place}")
             checkpoint.write_text(place / "recipe.yaml", wanted.to_yaml())
-            train(wanted, dataset, place, progress, title="train teacher")
+            train(wanted, dataset, place, progress, title="train teacher", resume=folder)
     finally:
         lock.release()
     return load_run(place)
@@ -291,12 +294,15 @@ def teacher_of(run: Run, progress: Progress) -> Run | None:
 def code_digest(recipe: Recipe) -> str:
     """Return a digest of the source of the core and of every package whose components the training uses."""
     roots = {Path(scmreg.__file__).parent}
-    training = (c for c in recipe.components() if c.kind not in ("sampler", "metric"))
-    roots |= {Path(inspect.getfile(type(component))).parent for component in training}
+    for component in recipe.components():
+        if component.kind not in ("sampler", "metric"):
+            top = sys.modules[type(component).__module__.partition(".")[0]]
+            file = Path(inspect.getfile(top))
+            roots.add(file.parent if hasattr(top, "__path__") else file)
     digest = hashlib.sha256()
     for root in sorted(roots):
-        for path in sorted(root.rglob("*.py")):
-            digest.update(path.relative_to(root).as_posix().encode())
+        for path in sorted(root.rglob("*.py")) if root.is_dir() else [root]:
+            digest.update(path.relative_to(root.parent).as_posix().encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -11,6 +11,7 @@ of motion times `log_ratio_rate`, so that neither time nor network leaves those 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -85,26 +86,37 @@ def unit_velocity(net: Raw, denoiser: Denoiser, x: Tensor, t: Tensor, cond: Cond
 
 
 def evaluate_with_jvp(
-    net: Raw, denoiser: Denoiser, at: Motion, cond: Conditions, tangent_pass: TangentPass
+    net: Raw, denoiser: Denoiser, at: Motion, cond: Conditions, tangent_pass: TangentPass, *, compiled: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Return ``F̂`` with its gradient, and ``cos(t̂) sin(t̂) dF̂/dt̂`` along the motion, without.
 
     ``joint`` takes both from one evaluation, in which value and tangent share every random draw by construction.
     ``separate`` takes the JVP without a graph and evaluates again for the gradient, with the random state of the first
     evaluation: it is what activation checkpointing needs, and equal to rounding.
-    """
 
+    ``compiled`` runs `torch.compile` around the whole JVP: inside of one, a compiled module falls back to eager.
+    """
+    value_and_jvp = _compiled_value_and_jvp() if compiled else _value_and_jvp
+    if tangent_pass == "joint":
+        return value_and_jvp(net, denoiser, at, cond)
+    devices = [at.x.device] if at.x.is_cuda else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        _, tangent = value_and_jvp(net, denoiser, at, cond)
+    return unit_velocity(net, denoiser, at.x, at.t, cond), tangent
+
+
+def _value_and_jvp(net: Raw, denoiser: Denoiser, at: Motion, cond: Conditions) -> tuple[Tensor, Tensor]:
     def evaluate(x: Tensor, t: Tensor) -> Tensor:
         return unit_velocity(net, denoiser, x, t, cond)
 
-    direction = (at.x_rate, at.t_rate)
-    if tangent_pass == "joint":
-        value, tangent = jvp(evaluate, (at.x, at.t), direction)
-        return value, tangent.detach()
-    devices = [at.x.device] if at.x.is_cuda else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
-        _, tangent = jvp(evaluate, (at.x, at.t), direction)
-    return evaluate(at.x, at.t), tangent
+    value, tangent = jvp(evaluate, (at.x, at.t), (at.x_rate, at.t_rate))
+    return value, tangent.detach()
+
+
+@functools.cache
+def _compiled_value_and_jvp() -> Callable[..., tuple[Tensor, Tensor]]:
+    compiled: Callable[..., tuple[Tensor, Tensor]] = torch.compile(_value_and_jvp)
+    return compiled
 
 
 def jvp(function: Callable[..., Tensor], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Tensor, Tensor]:

@@ -94,6 +94,7 @@ def train(
     teacher: Denoiser | None = None,
     teacher_run: Mapping[str, str] | None = None,
     title: str = "train",
+    resume: Path | None = None,
 ) -> Path:
     """Train the model of a recipe, from its newest checkpoint in ``folder`` if there is one.
 
@@ -105,6 +106,7 @@ def train(
         teacher: the diffusion model that the objective asks for.
         teacher_run: names the teacher in the checkpoint: its place (``run``) and the digest of its ``weights``.
         title: what the progress is called.
+        resume: the run to go on with after an interruption, where it is not the one in ``folder``.
 
     Returns:
         The folder of the last checkpoint.
@@ -117,7 +119,7 @@ def train(
     loop = _Loop(recipe, dataset, folder, teacher, teacher_run)
     loop.resume()
     with cpu_threads(recipe.trainer, loop.denoiser):
-        return loop.run(progress, title)
+        return loop.run(progress, title, resume or folder)
 
 
 SMALL = 10_000_000
@@ -157,7 +159,7 @@ class _Loop:
             teacher = teacher.to(self.device).eval().requires_grad_(False)
             if recipe.objective.starts_from_teacher:
                 checkpoint.load_into(self.denoiser, teacher.state_dict(), "the teacher")
-        setup = Setup(self.denoiser, dataset.spec, teacher, self.trainer.tangent_pass)
+        setup = Setup(self.denoiser, dataset.spec, teacher, self.trainer.tangent_pass, self.trainer.compile)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(recipe.seed, "objective"))
             self.objective = recipe.objective.build(setup).to(self.device)
@@ -223,7 +225,7 @@ class _Loop:
 
     # The loop ---------------------------------------------------------------------------------------------------
 
-    def run(self, progress: Progress, title: str) -> Path:
+    def run(self, progress: Progress, title: str, resume: Path) -> Path:
         """Train to the last step and return the last checkpoint."""
         total = self.trainer.steps
         found = checkpoint.latest(self.checkpoints)
@@ -247,7 +249,7 @@ class _Loop:
                 if stop and self.step < total:
                     raise Interrupted(
                         f"stopped at step {self.step} of {total}, checkpoint written to {found}",
-                        f"go on with: scm run --resume {self.folder}",
+                        f"go on with: scm run --resume {resume}",
                     )
         assert found is not None, "the last step writes a checkpoint"
         return found
@@ -387,6 +389,9 @@ def _decay(trainer: Trainer, step: int) -> float:
     factor = min(1.0, (step + 1) / trainer.rampup) if trainer.rampup else 1.0
     if trainer.schedule == "cosine":
         return factor * 0.5 * (1 + math.cos(math.pi * step / trainer.steps))
+    if trainer.schedule == "trapezoid":
+        left = 1 - step / trainer.steps
+        return factor * min(1.0, left / trainer.decay_share) if trainer.decay_share else factor
     if trainer.schedule == "inverse-sqrt":
         return factor / math.sqrt(max((step + 1) / trainer.decay_from, 1.0))
     return factor

@@ -191,7 +191,7 @@ def evaluate(folder: Path, settings: Sequence[str], *, device: str | None, as_js
     changed = dataclasses.replace(opened, recipe=Recipe.from_tree(tree))
     dataset = changed.recipe.data.load()
     teacher = runs.teacher_of(changed, shown)
-    summary = runs.evaluate_run(changed, dataset, shown, teacher_run=teacher)
+    summary = runs.evaluate_run(changed, dataset, shown, teacher_run=teacher, draw=False)
     report(summary, as_json=as_json)
 
 

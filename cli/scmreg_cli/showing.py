@@ -117,7 +117,9 @@ def default_text(option: Option) -> str:
         return "required"
     if isinstance(option.default, tuple):
         return ", ".join(str(item) for item in option.default) or "none"
-    return {None: "none", True: "true", False: "false"}.get(option.default, str(option.default))
+    if option.default is None:
+        return "none"
+    return str(option.default).lower() if isinstance(option.default, bool) else str(option.default)
 
 
 def list_plugins(*, as_json: bool) -> None:

@@ -41,7 +41,9 @@ class ContinuousModule(ObjectiveModule):
         x = process.perturb(x0, noise, t)
 
         at = motion(denoiser, x, t, *objective.direction(setup.teacher, x, t, x0, noise, batch.cond))
-        value, jvp_hat = evaluate_with_jvp(nets["model"], denoiser, at, batch.cond, setup.tangent_pass)
+        value, jvp_hat = evaluate_with_jvp(
+            nets["model"], denoiser, at, batch.cond, setup.tangent_pass, compiled=setup.compiled
+        )
         warmup = min(1.0, step / objective.warmup) if objective.warmup else 1.0
         raw = consistency_tangent(value.detach(), jvp_hat, at, process.sigma_data, warmup)
         g = normalize(raw, objective.normalization, objective.c)

@@ -44,9 +44,9 @@ class Block(nn.Module):
 
     def __init__(self, network: DiT) -> None:
         super().__init__()
-        self.norm_attention = AdaptiveDoubleNorm(network.width)
+        self.norm_attention = AdaptiveDoubleNorm(network.width, network.width)
         self.attention = SelfAttention(network.width, network.heads, network.attention)
-        self.norm_mlp = AdaptiveDoubleNorm(network.width)
+        self.norm_mlp = AdaptiveDoubleNorm(network.width, network.width)
         self.mlp = Mlp(network.width, int(network.width * network.mlp_ratio), act_layer=nn.SiLU, drop=network.dropout)
 
     def forward(self, h: Tensor, embedded: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class DiTNetwork(nn.Module):
         self.position = nn.Parameter(torch.randn(1, self.enter.num_patches, network.width) * 0.02)
         self.condition = ConditionEmbedding(network.width, classes, network.embedding, network.fourier_scale)
         self.blocks = nn.ModuleList(Block(network) for _ in range(network.depth))
-        self.norm = AdaptiveDoubleNorm(network.width)
+        self.norm = AdaptiveDoubleNorm(network.width, network.width)
         self.leave = nn.Linear(network.width, channels * network.patch**2)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)

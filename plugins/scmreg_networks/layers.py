@@ -79,16 +79,20 @@ class ConditionEmbedding(nn.Module):
 class AdaptiveDoubleNorm(nn.Module):
     """``y = norm(x) * pnorm(s(c)) + pnorm(b(c))`` (sCM, Sec. 4.1).
 
+    Args:
+        width: channels of ``x``.
+        condition: channels of the condition.
+
     The slope of `pixel_norm` at zero is ``eps^(-1/2)``, so the layer that makes ``s`` and ``b`` never starts at zero.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, condition: int) -> None:
         super().__init__()
         self.width = width
-        self.modulation = nn.Linear(width, 2 * width)
+        self.modulation = nn.Linear(condition, 2 * width)
 
     def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
-        """Normalise ``x`` of shape ``(B, ..., width)`` under a condition of shape ``(B, width)``."""
+        """Normalise ``x`` of shape ``(B, ..., width)`` under a condition of shape ``(B, condition)``."""
         scale, shift = self.modulation(embedded).chunk(2, dim=-1)
         shape = (len(x), *[1] * (x.ndim - 2), self.width)
         normed = F.layer_norm(x, (self.width,))

@@ -20,12 +20,15 @@ __all__ = ["MLPNetwork"]
 class Block(nn.Module):
     """One residual block."""
 
-    def __init__(self, width: int, dropout: float) -> None:
+    def __init__(self, width: int, condition: int, dropout: float) -> None:
         super().__init__()
-        self.norm = AdaptiveDoubleNorm(width)
+        self.norm = AdaptiveDoubleNorm(width, condition)
         self.first = nn.Linear(width, width)
         self.second = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
+        # Every block begins as the identity.
+        nn.init.zeros_(self.second.weight)
+        nn.init.zeros_(self.second.bias)
 
     def forward(self, h: Tensor, embedded: Tensor) -> Tensor:
         """Add the block's contribution to ``h`` of shape ``(B, width)``."""
@@ -39,10 +42,10 @@ class MLPNetwork(nn.Module):
 
     def __init__(self, network: MLP, shape: tuple[int, ...], classes: int) -> None:
         super().__init__()
-        size = math.prod(shape)
-        self.condition = ConditionEmbedding(network.width, classes, network.embedding, network.fourier_scale)
+        size, condition = math.prod(shape), max(2, 2 * (network.width // 4))
+        self.condition = ConditionEmbedding(condition, classes, network.embedding, network.fourier_scale)
         self.enter = nn.Linear(size, network.width)
-        self.blocks = nn.ModuleList(Block(network.width, network.dropout) for _ in range(network.depth))
+        self.blocks = nn.ModuleList(Block(network.width, condition, network.dropout) for _ in range(network.depth))
         self.leave = nn.Linear(network.width, size)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)

@@ -1,0 +1,146 @@
+"""The commands that read: list, show, plugins, doctor."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import scmreg
+from scmreg import registry
+from scmreg.options import options_of
+
+EVERY = [(kind, name) for kind in registry.KINDS for name in registry.registry(kind)]
+
+
+def test_list_names_every_component(scm):
+    result = scm("list")
+    assert result.code == 0
+    assert result.err == ""
+    rows = {tuple(line.split()[:2]) for line in result.out.splitlines() if line.strip()}
+    assert set(EVERY) <= rows
+    assert len(EVERY) > 20
+
+
+def test_list_as_json(scm):
+    listed = scm("list", "--json").json
+    assert [(entry["kind"], entry["name"]) for entry in listed] == EVERY
+    for entry in listed:
+        assert set(entry) == {"kind", "name", "summary", "unavailable"}
+        assert len(entry["summary"]) > 10
+        assert entry["unavailable"] is None or isinstance(entry["unavailable"], str)
+
+
+def test_list_one_kind(scm):
+    listed = scm("list", "process", "--json").json
+    assert [entry["name"] for entry in listed] == sorted(scmreg.processes)
+    text = scm("list", "process").out
+    assert "trigflow" in text
+    assert "heun" not in text
+
+
+def test_list_unknown_kind(scm):
+    result = scm("list", "proces")
+    assert result.code == 2
+    assert result.out == ""
+    assert result.err.startswith("error: no kind called 'proces', did you mean 'process'?")
+    assert "weighting" in result.err
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_show_tells_everything(scm, kind, name):
+    cls = registry.registry(kind)[name]
+    text = scm("show", f"{kind}/{name}").out
+    assert f"{kind}/{name}" in text
+    flat = " ".join(text.split())
+    for option in options_of(cls):
+        assert option.name in text
+        assert option.help, f"{option.name} has no help"
+    if cls.reference:
+        assert " ".join(cls.reference.split())[:60] in flat
+    shown = scm("show", f"{kind}/{name}", "--json").json
+    assert (shown["kind"], shown["name"]) == (kind, name)
+    assert shown["formula"] == cls.formula
+    assert shown["reference"] == cls.reference
+    assert set(shown["options"]["properties"]) == {option.name for option in options_of(cls)}
+
+
+def test_show_options_with_defaults_and_bounds(scm):
+    text = scm("show", "process/trigflow").out
+    row = next(line for line in text.splitlines() if line.split()[:1] == ["sigma_data"])
+    assert "> 0" in row
+    assert "0.5" in row
+    options = scm("show", "objective/scd", "--json").json["options"]["properties"]
+    assert options["normalization"]["default"] == "l2"
+    assert set(options["normalization"]["enum"]) >= {"l2", "rms"}
+    assert options["weighting"]["kind"] == "weighting"
+    assert options["weighting"]["default"] == "adaptive"
+    assert options["warmup"]["minimum"] == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("trigflow", ["KIND/NAME"]),
+        ("process/", ["KIND/NAME"]),
+        ("process/trigflo", ["no process called 'trigflo'", "did you mean 'trigflow'", "available: edm, flow"]),
+        ("proces/trigflow", ["no kind called 'proces'", "did you mean 'process'"]),
+    ],
+)
+def test_show_of_what_is_not_there(scm, path, words):
+    result = scm("show", path)
+    assert result.code == 2
+    assert result.out == ""
+    assert result.err.startswith("error: ")
+    for word in words:
+        assert word in result.err
+
+
+def test_plugins(scm):
+    listed = scm("plugins", "--json").json
+    by_name = {entry["name"]: entry for entry in listed}
+    assert by_name["trigflow"]["components"] == ["process/trigflow"]
+    assert by_name["trigflow"]["source"] == f"scmreg {scmreg.__version__}"
+    ours = [entry for entry in listed if entry["source"].startswith("scmreg ")]
+    assert len(ours) >= 11
+    assert all(entry["error"] is None and entry["seconds"] >= 0 for entry in ours)
+    told = {path for entry in listed for path in entry["components"]}
+    assert told == {f"{kind}/{name}" for kind, name in EVERY}
+    text = scm("plugins").out
+    assert all(name in text for name in by_name)
+
+
+def test_doctor(scm):
+    import torch
+
+    report = scm("doctor", "--json").json
+    assert report["packages"]["torch"] == torch.__version__.partition("+")[0] or report["packages"]["torch"] == torch.__version__
+    assert report["devices"][0] == "cpu"
+    assert len(report["devices"]) >= 1 + torch.cuda.device_count()
+    assert report["components"] == {kind: len(registry.registry(kind)) for kind in registry.KINDS}
+    assert report["broken_plugins"] == {}
+    assert report["cpus"] >= 1
+    text = scm("doctor").out
+    assert torch.__version__ in text
+    for path in report["unavailable"]:
+        assert path in text
+    assert ("no problems" in text) == (not report["unavailable"])
+
+
+def test_doctor_tells_what_cannot_run_here(scm, monkeypatch):
+    monkeypatch.setattr(scmreg.processes["edm"], "unavailable", classmethod(lambda cls: "needs [a] moon"))
+    assert scm("doctor", "--json").json["unavailable"]["process/edm"] == "needs [a] moon"
+    text = scm("doctor").out
+    assert "process/edm: needs [a] moon" in text
+    assert "no problems" not in text
+    assert "needs [a] moon" in scm("list", "process").out
+    entry = next(e for e in scm("list", "process", "--json").json if e["name"] == "edm")
+    assert entry["unavailable"] == "needs [a] moon"
+    assert "needs [a] moon" in scm("show", "process/edm").out
+
+
+def test_json_is_the_only_thing_on_stdout(scm):
+    for arguments in (("list",), ("show", "data/digits"), ("plugins",), ("doctor",)):
+        result = scm(*arguments, "--json")
+        assert result.out.count("\n") == 1
+        json.loads(result.out)

@@ -1,0 +1,236 @@
+"""The pages are true: their Python runs, their commands are commands, their recipes are recipes."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import typer
+import yaml
+
+from scmreg import discovery, recipe, registry
+from scmreg.options import options_of
+from scmreg.run import prepare
+from scmreg_cli import main
+
+ROOT = Path(__file__).parents[2]
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [*DOCS, ROOT / "README.md"]
+GROUP: Any = typer.main.get_command(main.app)
+
+FENCE = re.compile(r'^```(?P<language>\w+)(?: title="(?P<title>[^"]+)")?\n(?P<text>.*?)^```$', re.MULTILINE | re.DOTALL)
+LANGUAGES = {"python", "bash", "console", "yaml", "toml", "json", "text"}
+OF_RUNS = {"--resume", "--teacher"}
+"""Options whose value is a run directory, which the pages only speak of."""
+
+
+class Block(NamedTuple):
+    language: str
+    title: str | None
+    text: str
+    line: int
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    return [
+        Block(found["language"], found["title"], found["text"], text.count("\n", 0, found.start("text")))
+        for found in FENCE.finditer(text)
+    ]
+
+
+def commands(block: Block) -> list[list[str]]:
+    """Return the commands of a block of shell, continued lines joined, prompts and output left out."""
+    lines = block.text.replace("\\\n", " ").splitlines()
+    if block.language == "console":
+        lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@contextlib.contextmanager
+def fresh_registry() -> Iterator[None]:
+    """Let a command discover plugins as a new process would, and leave the registries as they were."""
+    before = registry._state
+    registry._state = None
+    try:
+        yield
+    finally:
+        registry._state = before
+
+
+@pytest.fixture(autouse=True)
+def _own_registry() -> Iterator[None]:
+    with fresh_registry():
+        yield
+    for module in [module for module in sys.modules if module.startswith("scmreg_plugin_")]:
+        del sys.modules[module]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_fence_is_understood(page: Path) -> None:
+    marks = re.findall(r"^\s*```.*$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    found = blocks(page)
+    assert len(marks) == 2 * len(found), "a fence is indented, unclosed, or has a header that this test cannot read"
+    assert {block.language for block in found} <= LANGUAGES
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_page_is_true(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Everything on a page happens in the order of the page, in one directory and one namespace."""
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": "docs"}
+    for block in blocks(page):
+        if block.title:
+            Path(block.title).write_text(block.text, encoding="utf-8")
+        if block.language == "python" and not block.title:
+            exec(compile("\n" * block.line + block.text, str(page), "exec"), namespace)
+        elif block.language == "python":
+            with fresh_registry():
+                assert registry.load_file(str(block.title)).components
+        elif block.language in ("bash", "console"):
+            for words in commands(block):
+                check_command(words, monkeypatch, capsys)
+        elif block.language == "yaml":
+            recipe.Recipe.from_tree(yaml.safe_load(block.text)).check()
+        elif block.language == "toml":
+            check_project(tomllib.loads(block.text))
+
+
+def check_project(project: dict[str, Any]) -> None:
+    entries = project["project"]["entry-points"]
+    assert list(entries) == [discovery.GROUP]
+    for module in entries[discovery.GROUP].values():
+        assert Path(f"{module}.py").is_file(), "the page has no module of this name"
+
+
+def check_command(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    if words[:2] == ["pip", "install"]:
+        return
+    assert words[0] == "scm", f"not a command of this project: {shlex.join(words)}"
+    arguments = words[1:]
+    if arguments[0] == "run" and "--help" not in arguments:
+        of_a_run = OF_RUNS & set(arguments) or any(word.startswith("runs/") for word in arguments)
+        if of_a_run:
+            parse(arguments)
+        else:
+            check_run(arguments, monkeypatch, capsys)
+    elif arguments[0] in ("list", "show", "plugins", "doctor") or "--help" in arguments:
+        assert execute(arguments, monkeypatch, capsys)
+    else:
+        parse(arguments)
+
+
+def check_run(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The composition is right, and fits the data where they are here."""
+    dry = arguments if "--dry-run" in arguments else [*arguments, "--dry-run"]
+    tree = yaml.safe_load(execute(dry, monkeypatch, capsys))
+    if "--plugin" in arguments:
+        return
+    made = recipe.Recipe.from_tree(tree)
+    path = getattr(made.data, "path", None)
+    if path is None or path.exists():
+        prepare(made)
+
+
+def execute(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run the program as its entry point does, and return its stdout."""
+    monkeypatch.setattr(sys, "argv", ["scm", *arguments])
+    capsys.readouterr()
+    status: object = 0
+    with fresh_registry():
+        try:
+            main.main()
+        except SystemExit as end:
+            status = end.code
+    printed = capsys.readouterr()
+    assert not status, f"scm {shlex.join(arguments)}\n{printed.err}"
+    return printed.out
+
+
+def parse(arguments: list[str]) -> None:
+    """Check names and types of the options of a command that needs a trained run, and what it sets."""
+    command = GROUP.commands[arguments[0]]
+    with fresh_registry():
+        parent = GROUP.make_context("scm", [arguments[0]], resilient_parsing=True)
+        given = command.make_context(arguments[0], arguments[1:], parent=parent).params
+    tree = recipe.Recipe().to_tree()
+    recipe.apply_settings(tree, given.get("settings") or ())
+    recipe.Recipe.from_tree(tree)
+    for kind in registry.KINDS:
+        if given.get(kind):
+            assert given[kind] in registry.registry(kind)
+
+
+@pytest.mark.parametrize("command", sorted(GROUP.commands))
+def test_examples_of_the_help_are_true(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    examples = [line for line in (GROUP.commands[command].epilog or "").splitlines() if line.startswith("scm ")]
+    assert examples, f"scm {command} --help has no example"
+    for line in examples:
+        check_command(shlex.split(line), monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_in_the_text_exist(page: Path) -> None:
+    for command in re.findall(r"`scm ([a-z][\w-]*)", FENCE.sub("", page.read_text(encoding="utf-8"))):
+        assert command in GROUP.commands
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_settings_in_the_text_exist(page: Path) -> None:
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    sections = "|".join(option.name for option in options_of(recipe.Recipe) if option.section)
+    for path in re.findall(rf"`((?:{sections})\.[a-z_.]+)(?:=[^`]*)?`", text):
+        tree = recipe.Recipe().to_tree()
+        if not path.startswith("teacher.source"):
+            recipe.set_path(tree, path, None)
+    for kind, option in re.findall(rf"`({'|'.join(registry.KINDS)})\.([a-z_]+)(?:=[^`]*)?`", text):
+        known = {each.name for cls in registry.registry(kind).values() for each in options_of(cls)}
+        assert option in known
+
+
+def test_there_is_something_to_test() -> None:
+    found = [block for page in DOCS for block in blocks(page)]
+    lines = [words for block in found if block.language in ("bash", "console") for words in commands(block)]
+    assert len(DOCS) >= 9
+    assert sum(block.language == "python" for block in found) >= 12
+    assert sum(words[0] == "scm" for words in lines) >= 40
+    assert {words[1] for words in lines if words[0] == "scm"} >= set(GROUP.commands)
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ("scm run --proces trigflow", "--proces"),
+        ("scm run --process trigfow", "trigfow"),
+        ("scm run --set network.widht=3", "widht"),
+        ("scm run --network dit --data gaussians", "shape"),
+        ("scm sample runs/x --stps 2", "--stps"),
+        ("scm sample runs/x --sampler hoin", "hoin"),
+        ("scm eval runs/x --set evaluation.stps=[1]", "stps"),
+        ("scm show process/nothing", "nothing"),
+        ("scm train", "train"),
+        ("rm -r runs", "rm -r runs"),
+    ],
+)
+def test_a_wrong_command_is_noticed(
+    line: str, wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Exception, match=wrong):
+        check_command(shlex.split(line), monkeypatch, capsys)
