@@ -119,8 +119,8 @@ def load(path: Path) -> Checkpoint:
         )
     try:
         meta = json.loads(meta_path.read_text(encoding="utf-8"))
-        version, files = meta["format"], meta["files"]
-    except (ValueError, KeyError, TypeError, OSError):
+        version, files = meta["format"], dict(meta["files"].items())
+    except (AttributeError, ValueError, KeyError, TypeError, OSError):
         raise CheckpointError(f"{meta_path} is not the metadata of a checkpoint of scmreg, or is corrupt") from None
     if not isinstance(version, int) or version > FORMAT:
         raise CheckpointError(

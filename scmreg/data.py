@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 import torch
@@ -49,7 +49,10 @@ class DataSpec:
 
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> DataSpec:
-        """Return the spec of plain values."""
+        """Return the spec of plain values, all of which must be there."""
+        missing = {field.name for field in fields(cls)} - tree.keys()
+        if missing:
+            raise KeyError(", ".join(sorted(missing)))
         lists = {key: tuple(tree[key]) for key in ("shape", "classes", "mean")}
         return cls(**{**tree, **lists})
 

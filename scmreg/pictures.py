@@ -15,7 +15,7 @@ from scmreg.data import DataSpec
 from scmreg.errors import OutputError
 from scmreg.metric import Judged
 
-__all__ = ["comparison", "grid", "save_samples"]
+__all__ = ["check_picture", "comparison", "grid", "save_samples"]
 
 Panel = tuple[str, Judged]
 
@@ -32,22 +32,38 @@ def comparison(panels: Sequence[Panel], spec: DataSpec, path: Path, *, rows: int
     Returns:
         The path, or ``None`` where samples have no picture (points in other than two dimensions).
     """
-    if spec.modality == "image" and spec.shape[0] in (1, 3):
+    if not has_picture(spec):
+        return None
+    if spec.modality == "image":
         _write(_beside([(title, _columns(judged, spec, rows)) for title, judged in panels]), path)
-        return path
-    if spec.modality == "points" and spec.shape == (2,):
+    else:
         _scatter(panels, path)
-        return path
-    return None
+    return path
 
 
 def save_samples(samples: Tensor, spec: DataSpec, path: Path, columns: int | None = None) -> None:
     """Draw one set of samples: a grid of images in reading order, or a scatter plot."""
+    check_picture(spec)
     if spec.modality == "image":
         width = columns or (len(spec.classes) if 1 < len(spec.classes) <= 20 else max(1, round(len(samples) ** 0.5)))
         _write(grid(samples, min(width, len(samples))), path)
     else:
         _scatter([("samples", Judged(samples))], path)
+
+
+def has_picture(spec: DataSpec) -> bool:
+    """Whether samples can be drawn: images with one or three channels, points in the plane."""
+    return spec.shape == (2,) if spec.modality == "points" else spec.shape[0] in (1, 3)
+
+
+def check_picture(spec: DataSpec) -> None:
+    """Refuse samples that have no picture.
+
+    Raises:
+        OutputError: naming their shape.
+    """
+    if not has_picture(spec):
+        raise OutputError(f"samples of shape {spec.shape} have no picture", "write arrays instead: --out FILE.npz")
 
 
 def grid(images: Tensor, columns: int, smallest: int = 32) -> Image.Image:

@@ -177,6 +177,8 @@ class Recipe(Options):
             OptionError: naming every unknown option and every refused value of the whole tree.
             RecipeError: if the recipe is of a newer version.
         """
+        if not isinstance(tree, Mapping):
+            raise RecipeError(f"a recipe is a mapping of sections, not {tree!r}")
         tree = dict(tree)
         version = tree.get("version", RECIPE_VERSION)
         if not isinstance(version, int) or version > RECIPE_VERSION:

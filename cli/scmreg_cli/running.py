@@ -126,6 +126,8 @@ def sample(
     if target.suffix not in (".png", ".npz"):
         raise OptionError([f"--out {target}: write to a .png (picture) or .npz (arrays) file"])
     opened = load_run(folder)
+    if target.suffix == ".png":
+        pictures.check_picture(opened.spec)
     drawn_by = _sampler(opened, sampler, steps, times, settings)
     wanted = _numbers(labels, int, "--labels") if labels is not None else None
     classes = len(opened.spec.classes)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from scmreg.data import Dataset
@@ -49,13 +49,15 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
         raise DataError(f"no file {path}", "give the file by --set data.path=FILE")
     suffixes = [suffix.lower() for suffix in path.suffixes]
     try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                return {key: archive[key] for key in archive.files}
-        if path.suffix == ".npy":
-            return {"arr_0": np.load(path, allow_pickle=False)}
+        if path.suffix in (".npz", ".npy"):
+            with path.open("rb") as file:
+                loaded = np.load(file, allow_pickle=False)
+                if isinstance(loaded, np.ndarray):
+                    return {"arr_0": loaded}
+                return {key: loaded[key] for key in loaded.files}
         if path.suffix == ".safetensors":
-            return dict(load_file(path))
+            tensors = load_file(path)
+            return {key: (x.float() if x.is_floating_point() else x).numpy() for key, x in tensors.items()}
         if suffixes[-1:] == [".gz"]:
             return {"arr_0": _idx(gzip.decompress(path.read_bytes()), path)}
         if "idx" in path.name:

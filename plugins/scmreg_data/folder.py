@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["load_folder"]
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+UNREADABLE = (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
 IN_MEMORY = 2**30
 """Bytes of decoded images up to which they are kept in memory."""
 
@@ -116,7 +117,7 @@ def _common_mode(files: Sequence[Path]) -> str:
             with Image.open(path) as image:
                 if image.mode not in ("L", "1", "LA", "I;16"):
                     return "RGB"
-        except (OSError, UnidentifiedImageError) as error:
+        except UNREADABLE as error:
             raise _unreadable(path, error) from None
     return "L"
 
@@ -125,7 +126,7 @@ def _decode(path: Path, size: int, mode: str) -> Tensor:
     try:
         with Image.open(path) as image:
             fitted = ImageOps.fit(ImageOps.exif_transpose(image).convert(mode), (size, size), Image.Resampling.LANCZOS)
-    except (OSError, UnidentifiedImageError, ValueError) as error:
+    except UNREADABLE as error:
         raise _unreadable(path, error) from None
     pixels = torch.from_numpy(np.array(fitted))
     return pixels[None] if mode == "L" else pixels.permute(2, 0, 1).contiguous()

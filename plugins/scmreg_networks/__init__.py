@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
 from scmreg.component import Component
+from scmreg.errors import UnknownComponentError
 from scmreg.hookspecs import hookimpl
 from scmreg.network import Network
+from scmreg.registry import registry
 from scmreg.types import Count, Positive, Probability
 
 __all__ = ["MLP", "DiT"]
@@ -76,6 +78,16 @@ class DiT(Network, name="dit"):
     """Share of hidden units that is dropped in training."""
     attention: str = "auto"
     """Attention backend by name; ``auto`` chooses by length and device."""
+
+    def fits(self, recipe: Any) -> str | None:
+        """Refuse an attention backend that is not there, or cannot run here."""
+        if self.attention == "auto":
+            return super().fits(recipe)
+        try:
+            reason = registry("attention")[self.attention].unavailable()
+        except UnknownComponentError as error:
+            return f"{error.what} ({error.hints[0]})"
+        return f"attention '{self.attention}' cannot run here: {reason}" if reason else super().fits(recipe)
 
     def accepts(self, shape: tuple[int, ...]) -> str | None:
         """Refuse what is no image, or cannot be cut into patches."""
