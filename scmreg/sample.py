@@ -47,7 +47,7 @@ class Run:
         count: int,
         *,
         labels: Sequence[int] | Tensor | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         sampler: Sampler | None = None,
         weights: Weights = "ema",
         device: str = "cpu",
@@ -55,9 +55,10 @@ class Run:
         """Return samples in rendered units (images in ``[0, 1]``, not clipped), shape ``(count, *shape)``.
 
         Args:
-            count: number of samples; sample ``i`` depends on ``seed + i`` alone.
+            count: number of samples.
             labels: class of each sample; round and round the classes if not given.
-            seed: seed of the first sample.
+            seed: seed of the first sample, where sample ``i`` has ``seed + i``; or a seed for each. A sample depends
+                on its seed, its label and nothing else.
             sampler: the recipe's own if not given.
             weights: averaged (``ema``) or ``raw``.
             device: where to compute.
@@ -104,26 +105,30 @@ def draw(
     count: int,
     *,
     labels: Tensor | None = None,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     batch_size: int = 500,
     progress: Progress | None = None,
     title: str = "sample",
 ) -> Tensor:
     """Return samples of a denoiser in rendered units, shape ``(count, *shape)``.
 
-    Sample ``i`` depends on ``seed + i`` and its label alone, whatever the batch size.
+    Sample ``i`` depends on its seed and its label alone, whatever the batch size; seeds count up from ``seed`` if it is
+    one number.
 
     Raises:
-        OptionError: if a label is no class.
+        OptionError: if a label is no class, or there are more or fewer labels or seeds than samples.
         CompositionError: if labels are asked of an unconditional model.
     """
     _check_labels(spec, labels, count)
+    seeds = list(range(seed, seed + count)) if isinstance(seed, int) else list(seed)
+    if len(seeds) != count:
+        raise OptionError([f"{count} samples need {count} seeds, not {len(seeds)}"])
     device = next(denoiser.parameters()).device
     parts = []
     with torch.no_grad(), (progress or Progress()).task(title, count) as task:
         for start in range(0, count, batch_size):
             stop = min(start + batch_size, count)
-            noise = Noise(range(seed + start, seed + stop), spec.shape, device)
+            noise = Noise(seeds[start:stop], spec.shape, device)
             cond = Conditions(label=None if labels is None else labels[start:stop].to(device))
             parts.append(sampler.sample(denoiser, noise, cond))
             task.update(stop)

@@ -205,7 +205,10 @@ def sample(
         str | None,
         typer.Option(help="Classes by index, repeated to the count: 7 or 3,1,4.", metavar="L,L,..."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the first sample; sample i has seed + i.", min=0)] = 0,
+    seeds: Annotated[
+        str,
+        typer.Option("--seed", "--seeds", help="Seed of the first sample, or of each: 7 or 3,1,4.", metavar="S,S,..."),
+    ] = "0",
     sampler: Annotated[str | None, _selector("sampler", "How samples are drawn.")] = None,
     weights: Annotated[str, typer.Option(help="ema (averaged) or raw.")] = "ema",
     out: Annotated[
@@ -226,7 +229,7 @@ def sample(
         steps=steps,
         times=times,
         labels=labels,
-        seed=seed,
+        seeds=seeds,
         sampler=sampler,
         weights=weights,
         out=out,

@@ -19,8 +19,8 @@ __all__ = ["make"]
 
 
 def make() -> Progress:
-    """Return bars if stderr is a terminal, plain lines otherwise."""
-    return Bars() if sys.stderr.isatty() else Lines()
+    """Return bars if both streams are a terminal, plain lines otherwise."""
+    return Bars() if sys.stderr.isatty() and sys.stdout.isatty() else Lines()
 
 
 class _Rate(ProgressColumn):

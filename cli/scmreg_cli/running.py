@@ -111,7 +111,7 @@ def sample(
     steps: int | None,
     times: str | None,
     labels: str | None,
-    seed: int,
+    seeds: str,
     sampler: str | None,
     weights: str,
     out: Path | None,
@@ -131,7 +131,12 @@ def sample(
     drawn_by = _sampler(opened, sampler, steps, times, settings)
     wanted = _numbers(labels, int, "--labels") if labels is not None else None
     classes = len(opened.spec.classes)
-    number = count or (len(wanted) if wanted else 10 * classes if classes else 100)
+    given = _numbers(seeds, int, "--seeds")
+    if min(given) < 0:
+        raise OptionError([f"--seeds {seeds}: a seed is 0 or more"])
+    listed = len(given) if len(given) > 1 else 0
+    number = count or listed or (len(wanted) if wanted else 10 * classes if classes else 100)
+    seed = given if listed else list(range(given[0], given[0] + number))
     chosen = None
     if wanted:
         chosen = (wanted * (-(-number // len(wanted))))[:number]
@@ -148,7 +153,7 @@ def sample(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.suffix == ".npz":
-            arrays: dict[str, Any] = {"x": images.numpy(), "seeds": np.arange(seed, seed + number)}
+            arrays: dict[str, Any] = {"x": images.numpy(), "seeds": np.array(seed)}
             if chosen is not None:
                 arrays["labels"] = np.array(chosen)
             np.savez(target, **arrays)
@@ -167,7 +172,7 @@ def sample(
                     "sampler": options.to_tree(drawn_by),
                     "nfe": drawn_by.evaluations,
                     "labels": chosen,
-                    "seed": seed,
+                    "seeds": seed,
                 }
             )
         )
