@@ -79,7 +79,7 @@ def save(
         files = {}
         for part, tensors in parts.items():
             path = temporary / f"{part}.safetensors"
-            save_file({key: value.detach().contiguous().cpu() for key, value in tensors.items()}, path)
+            save_file({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, path)
             _sync(path)
             files[path.name] = _digest(path)
         text = json.dumps({"format": FORMAT, "step": step, "files": files, **meta}, indent=1)
@@ -119,7 +119,7 @@ def load(path: Path) -> Checkpoint:
         )
     try:
         meta = json.loads(meta_path.read_text(encoding="utf-8"))
-        version, files = meta["format"], dict(meta["files"].items())
+        version, files, _ = meta["format"], dict(meta["files"].items()), int(meta["step"])
     except (AttributeError, ValueError, KeyError, TypeError, OSError):
         raise CheckpointError(f"{meta_path} is not the metadata of a checkpoint of scmreg, or is corrupt") from None
     if not isinstance(version, int) or version > FORMAT:

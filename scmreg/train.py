@@ -190,6 +190,11 @@ class _Loop:
                 f"{found} was trained with another teacher than the one that is there now",
                 "name the teacher it was trained with by --teacher, or start a new run",
             )
+        if saved.meta.get("data_digest") != self.dataset.digest:
+            raise CheckpointError(
+                f"{found} was trained on other data: the content of '{self.dataset.spec.name}' has changed since",
+                "restore the data, or start a new run",
+            )
         checkpoint.load_into(self.denoiser, saved.tensors("model", self.device), str(found))
         checkpoint.load_into(self.average, saved.tensors("ema", self.device), str(found))
         if list(self.objective.state_dict()):
