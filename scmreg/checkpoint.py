@@ -90,11 +90,9 @@ def save(
             shutil.rmtree(final)
         temporary.rename(final)
         _sync(folder)
-    except OSError as error:
-        raise OutputError(
-            f"checkpoint {final} cannot be written: {error.strerror or error}",
-            "is the disk full, or read-only?",
-        ) from None
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"checkpoint {final} cannot be written: {reason}", "is the disk full, or read-only?") from None
     for old in sorted(_steps(folder))[:-keep]:
         shutil.rmtree(folder / f"{old:08d}", ignore_errors=True)
     return final
