@@ -92,7 +92,9 @@ def save(
         _sync(folder)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise OutputError(f"checkpoint {final} cannot be written: {reason}", "is the disk full, or read-only?") from None
+        raise OutputError(
+            f"checkpoint {final} cannot be written: {reason}", "is the disk full, or read-only?"
+        ) from None
     for old in sorted(_steps(folder))[:-keep]:
         shutil.rmtree(folder / f"{old:08d}", ignore_errors=True)
     return final

@@ -20,9 +20,10 @@ from types import ModuleType
 
 import pluggy
 
-from scmreg import hookspecs
+from scmreg import hookspecs, options
 from scmreg.component import Component
 from scmreg.errors import PluginError
+from scmreg.kinds import KINDS
 
 __all__ = ["GROUP", "Plugin", "discover", "load_file"]
 
@@ -109,7 +110,7 @@ def _load(name: str, source: str, load: object, taken: dict[tuple[str, str], str
         module = load()  # type: ignore[operator]
         components = _components(module)
         _check(components, taken)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # SystemExit: a script that runs on import must not end ours
         if fatal:
             raise
         return Plugin(
@@ -152,6 +153,11 @@ def _check(components: list[type[Component]], taken: dict[tuple[str, str], str])
         key = component.kind, component.name
         if not component.name:
             raise PluginError(f'{component.__name__} has no name: class {component.__name__}(..., name="...")')
+        if component.kind not in KINDS:
+            raise PluginError(f"{component.__name__}: there is no kind '{component.kind}' (kinds: {', '.join(KINDS)})")
+        if missing := sorted(getattr(component, "__abstractmethods__", ())):
+            raise PluginError(f"{component.__name__} does not implement {', '.join(missing)}")
+        options.options_of(component)  # resolves every annotation, here where a failure is contained
         if key in taken or key in here:
             owner = taken.get(key, "the same plugin")
             raise PluginError(f"{component.kind} '{component.name}' is already taken by {owner}")

@@ -18,24 +18,11 @@ from typing import Any, Generic, TypeVar, cast
 from scmreg import discovery
 from scmreg.component import Component
 from scmreg.errors import ScmError, UnknownComponentError, did_you_mean
+from scmreg.kinds import KINDS
 
 __all__ = ["KINDS", "Registry", "load_file", "plugins", "registry"]
 
 C = TypeVar("C", bound=Component)
-
-KINDS: dict[str, str] = {
-    "process": "Process",
-    "parameterization": "Parameterization",
-    "network": "Network",
-    "objective": "Objective",
-    "weighting": "Weighting",
-    "proposal": "Proposal",
-    "attention": "Attention",
-    "sampler": "Sampler",
-    "data": "Data",
-    "metric": "Metric",
-}
-"""Every kind and its interface; the interface of kind ``k`` lives in the module ``scmreg.k``."""
 
 _lock = threading.RLock()
 _state: _State | None = None

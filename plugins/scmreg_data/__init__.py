@@ -95,11 +95,9 @@ class Checkerboard(PointData, name="checkerboard"):
 
     def draw(self, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Return points of the black squares."""
-        row = torch.randint(0, self.squares, (self.count,), generator=rng)
-        per_row = torch.where(row % 2 == 0, (self.squares + 1) // 2, self.squares // 2)
-        place = (torch.rand(self.count, generator=rng) * per_row).floor().long()
-        column = 2 * place + row % 2
-        corner = torch.stack([column, row], dim=1) - self.squares / 2
+        side = range(self.squares)
+        black = torch.tensor([(i, j) for i in side for j in side if (i + j) % 2 == 0])
+        corner = black[torch.randint(0, len(black), (self.count,), generator=rng)] - self.squares / 2
         return corner + torch.rand(self.count, 2, generator=rng), None
 
 

@@ -115,7 +115,7 @@ def _common_mode(files: Sequence[Path]) -> str:
     for path in files:
         try:
             with Image.open(path) as image:
-                if image.mode not in ("L", "1", "LA", "I;16"):
+                if image.mode not in ("1", "L", "LA") and not image.mode.startswith("I"):
                     return "RGB"
         except UNREADABLE as error:
             raise _unreadable(path, error) from None
@@ -125,11 +125,24 @@ def _common_mode(files: Sequence[Path]) -> str:
 def _decode(path: Path, size: int, mode: str) -> Tensor:
     try:
         with Image.open(path) as image:
-            fitted = ImageOps.fit(ImageOps.exif_transpose(image).convert(mode), (size, size), Image.Resampling.LANCZOS)
+            upright = _bytes(ImageOps.exif_transpose(image)).convert(mode)
+            fitted = ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS)
     except UNREADABLE as error:
         raise _unreadable(path, error) from None
     pixels = torch.from_numpy(np.array(fitted))
     return pixels[None] if mode == "L" else pixels.permute(2, 0, 1).contiguous()
+
+
+def _bytes(image: Image.Image) -> Image.Image:
+    """Return an image of 8 bits a channel: Pillow clips deeper ones in place of scaling them."""
+    if image.mode == "F":
+        raise ValueError("floating-point images have no fixed range; convert them to 8 or 16 bits")
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image).astype(np.float64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError("an integer image must have 16 bits")
+    return Image.fromarray((values / 257).round().astype(np.uint8))
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
