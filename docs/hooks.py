@@ -247,7 +247,9 @@ def default_of(option: Option) -> str:
         return "required"
     if option.component is not None and value is not None:
         names = value if isinstance(value, tuple) else (value,)
-        return ", ".join(f"[`{name}`]({option.component.kind}.md#{name})" for name in names)
+        links = ", ".join(f"[`{name}`]({option.component.kind}.md#{name})" for name in names)
+        given = ", ".join(f"`{name}: {item}`" for name, item in option.values.items())
+        return f"{links} ({given})" if given else links
     if value is None:
         if option.section is not None:
             return "its defaults"

@@ -90,7 +90,7 @@ def attend(
     """
     options = _options(q, k, v, scale, causal, key_lengths)
     implementation = _implementation(backend, q, k, v)
-    if not _is_dual(q, k, v):
+    if not is_dual(q, k, v):
         return implementation.forward(q, k, v, options)
     (pq, tq), (pk, tk), (pv, tv) = (fwad.unpack_dual(x) for x in (q, k, v))
     if tq is None and tk is None and tv is None:
@@ -137,7 +137,8 @@ CHUNKED_FROM = 512
 """Number of keys from which ``auto`` takes the backend with linear memory."""
 
 
-def _is_dual(*tensors: Tensor) -> bool:
+def is_dual(*tensors: Tensor) -> bool:
+    """Whether any of the tensors carries a tangent at the present level of forward-mode differentiation."""
     level: int = fwad._current_level
     return level >= 0 and any(fwad.unpack_dual(x).tangent is not None for x in tensors)
 

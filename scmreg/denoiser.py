@@ -92,5 +92,4 @@ class Denoiser(nn.Module):
 
     def unit_velocity(self, raw: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """Return TrigFlow's ``F̂ = cos(t̂) eps - sin(t̂) D / sigma_data`` of a raw output ``F`` at ``(x, t)``."""
-        skip, out = self.parameterization.unit_velocity(self.process, t)
-        return expand(skip, x) * x + expand(out, x) * raw
+        return self.parameterization.unit_velocity(self.process, raw, x, t)

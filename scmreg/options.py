@@ -44,6 +44,8 @@ class Option:
     """Whether it holds a tuple of components."""
     optional: bool
     """Whether ``None`` is a value."""
+    values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Options of the default component that differ from its own defaults."""
 
     @property
     def type_text(self) -> str:
@@ -94,8 +96,11 @@ def _describe(cls: type[Options]) -> tuple[Option, ...]:
             default = None if section else field.default_factory()
         else:
             default = dataclasses.MISSING
+        values = field.metadata.get("values", {})
         described.append(
-            Option(field.name, annotation, default, docs.get(field.name, ""), component, section, many, optional)
+            Option(
+                field.name, annotation, default, docs.get(field.name, ""), component, section, many, optional, values
+            )
         )
     return tuple(described)
 
@@ -204,7 +209,7 @@ def _convert(option: Option, value: Any, where: str) -> Any:
         return None
     if option.component is not None:
         if not option.many:
-            return _component(option.component, value, path, option.default)
+            return _component(option.component, value, path, option)
         if not isinstance(value, tuple | list):
             raise OptionError([f"{path} must be a list of {option.component.kind}s"])
         return tuple(_component(option.component, item, f"{path}[{i}]") for i, item in enumerate(value))
@@ -220,11 +225,12 @@ def _convert(option: Option, value: Any, where: str) -> Any:
         raise OptionError([_words(path, value, detail) for detail in error.errors()]) from None
 
 
-def _component(kind: type[Component], value: Any, path: str, default: Any = None) -> Component:
+def _component(kind: type[Component], value: Any, path: str, option: Option | None = None) -> Component:
     from scmreg import registry
 
     if isinstance(value, kind):
         return value
+    default = option.default if option else None
     if isinstance(value, str):
         tree: dict[str, Any] = {"name": value}
     elif isinstance(value, Mapping) and isinstance(value.get("name", default), str):
@@ -232,6 +238,8 @@ def _component(kind: type[Component], value: Any, path: str, default: Any = None
     else:
         raise OptionError([f"{path} must be a {kind.kind}: its name, or a mapping with its name, not {value!r}"])
     name = tree.pop("name")
+    if option is not None and name == default:
+        tree = {**option.values, **tree}
     try:
         chosen: type[Component] = registry.registry(kind.kind)[name]
         return build(chosen, tree, f"{path}({name})" if tree else "")

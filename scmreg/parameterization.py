@@ -16,6 +16,7 @@ from torch import Tensor
 from scmreg.component import Component
 from scmreg.coordinates import trig_time
 from scmreg.process import Process
+from scmreg.types import expand
 
 __all__ = ["Parameterization", "Preconditioning"]
 
@@ -50,14 +51,15 @@ class Parameterization(Component, kind="parameterization"):
         at = process.coefficients(t)
         return torch.log(at.sigma / at.alpha) * (0.25 if self.c_noise == "edm" else 1.0)
 
-    def unit_velocity(self, process: Process, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``(a, b)`` with ``F̂ = a x + b F``, TrigFlow's velocity ``F̂ = cos(t̂) eps - sin(t̂) D / sigma_data``.
+    def unit_velocity(self, process: Process, raw: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """Return TrigFlow's velocity ``F̂ = cos(t̂) eps - sin(t̂) D / sigma_data`` of a raw output ``F`` at ``(x, t)``.
 
         ``F̂`` is what Algorithm 1 of sCM calls ``F``; it is the raw output itself for the unit-variance form.
         """
         c, angle = self.preconditioning(process, t), trig_time(process, t)
         cos, sin = torch.cos(angle), torch.sin(angle) / process.sigma_data
-        return cos * c.n_skip - sin * c.c_skip, cos * c.n_out - sin * c.c_out
+        skip, out = cos * c.n_skip - sin * c.c_skip, cos * c.n_out - sin * c.c_out
+        return expand(skip, x) * x + expand(out, x) * raw
 
     def has_boundary(self, process: Process) -> bool:
         """Whether ``f(x, 0) = x`` holds for every network: ``c_skip(0) = 1`` and ``c_out(0) = 0``, without a pole."""

@@ -268,7 +268,10 @@ def _overlay(objective: Any, trainer: Any, default: str) -> Any:
     known = registry("objective")
     if not isinstance(name, str) or name not in known or not (trainer is None or isinstance(trainer, Mapping)):
         return trainer
-    return {**known[name].trainer, **(trainer or {})}
+    own, said = dict(known[name].trainer), dict(trainer or {})
+    if str(said.get("optimizer", own.get("optimizer"))).lower() != str(own.get("optimizer")).lower():
+        own.pop("optimizer_options", None)  # they are those of the optimizer that is not taken
+    return {**own, **said}
 
 
 class _Loader(yaml.SafeLoader):

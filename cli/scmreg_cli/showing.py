@@ -119,6 +119,8 @@ def default_text(option: Option) -> str:
         return ", ".join(str(item) for item in option.default) or "none"
     if option.default is None:
         return "none"
+    if option.values:
+        return f"{option.default} ({', '.join(f'{name} {value}' for name, value in option.values.items())})"
     return str(option.default).lower() if isinstance(option.default, bool) else str(option.default)
 
 

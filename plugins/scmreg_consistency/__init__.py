@@ -61,18 +61,25 @@ class ContinuousConsistency(Objective):
     needs_boundary = True
     few_step = True
     sampler = "consistency"
+    trainer = {
+        "optimizer": "Adam",
+        "optimizer_options": {"betas": [0.9, 0.99], "fused": True},
+        "learning_rate": 2e-3,
+        "steps": 4500,
+        "batch_size": 128,
+    }
 
-    weighting: Weighting = Weighting.default("adaptive")
-    """Weight of each time; the prior weight 1/(sigma_data tan t) is already part of the loss."""
-    proposal: Proposal = Proposal.default("lognormal")
-    """Distribution of training times."""
-    normalization: Normalization = "l2"
+    weighting: Weighting = Weighting.default("uniform")
+    """Weight of each time; the prior weight 1/(sigma_data tan t) is already part of the loss. (sCM: adaptive.)"""
+    proposal: Proposal = Proposal.default("lognormal", p_mean=-1.3, p_std=1.8)
+    """Distribution of training times. (sCM: lognormal with p_mean -1, p_std 1.4.)"""
+    normalization: Normalization = "rms"
     """Treatment of the tangent: its norm over all dimensions (``l2``), over their root mean square (``rms``), element
-    by element (``clip``), or none. Learning rates do not transfer between them."""
+    by element (``clip``), or none. Learning rates do not transfer between them. (sCM: the norm.)"""
     c: NonNegative = 0.1
     """Added to the norm of the tangent, so that small tangents stay small."""
-    warmup: NonNegativeInt = 10_000
-    """Steps over which the unstable part of the tangent grows to its full size."""
+    warmup: NonNegativeInt = 600
+    """Steps over which the unstable part of the tangent grows to its full size. (sCM: 10000.)"""
 
     @abstractmethod
     def direction(

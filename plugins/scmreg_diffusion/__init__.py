@@ -61,6 +61,13 @@ class Diffusion(Objective, name="diffusion"):
     ``||F̂ - v̂/sigma_data||²/D``, which has unit variance at every time and is EDM's loss with EDM's weighting.
     """
 
+    trainer = {
+        "optimizer": "Adam",
+        "optimizer_options": {"betas": [0.9, 0.99], "fused": True},
+        "learning_rate": 3e-3,
+        "steps": 3000,
+        "batch_size": 256,
+    }
     formula = "E[w(t) ||F̂(x_t, t) - v̂_t/sigma_data||²/D],  v̂ = cos(t̂) sigma_data noise - sin(t̂) x_0"
     reference = "Lu & Song 2024 (sCM), arXiv:2410.11081, Eqs. 4, 9 and 22"
 

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from scmreg.component import Component
-from scmreg.coordinates import trig_time
 from scmreg.hookspecs import hookimpl
 from scmreg.parameterization import Parameterization, Preconditioning
 from scmreg.process import Coefficients, Process
@@ -63,10 +62,9 @@ class UnitVariance(Parameterization, name="unit-variance"):
             c_in=1 / std,
         )
 
-    def unit_velocity(self, process: Process, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``(0, 1)``: the raw output is TrigFlow's velocity."""
-        angle = trig_time(process, t)
-        return torch.zeros_like(angle), torch.ones_like(angle)
+    def unit_velocity(self, process: Process, raw: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """Return the raw output, which is TrigFlow's velocity."""
+        return raw
 
 
 @hookimpl

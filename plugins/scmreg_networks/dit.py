@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from scmreg.attention import attend
 from scmreg.types import Conditions
-from scmreg_networks.layers import AdaptiveDoubleNorm, ConditionEmbedding
+from scmreg_networks.layers import AdaptiveDoubleNorm, ConditionEmbedding, Linear, pixel_norm
 from scmreg_networks.timm_layers import Mlp, PatchEmbed
 
 if TYPE_CHECKING:
@@ -26,14 +25,13 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int, backend: str) -> None:
         super().__init__()
         self.heads, self.backend = heads, backend
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
 
     def forward(self, h: Tensor) -> Tensor:
         """Mix tokens of shape ``(B, L, width)``."""
         q, k, v = rearrange(self.qkv(h), "b l (three h d) -> three b h l d", three=3, h=self.heads)
-        size = (q.shape[-1],)
-        q, k = F.layer_norm(q, size), F.layer_norm(k, size)
+        q, k = pixel_norm(q), pixel_norm(k)
         mixed = attend(q.to(v.dtype), k.to(v.dtype), v, backend=self.backend)
         out: Tensor = self.out(rearrange(mixed, "b h l d -> b l (h d)"))
         return out
@@ -68,7 +66,7 @@ class DiTNetwork(nn.Module):
         self.condition = ConditionEmbedding(network.width, classes, network.embedding, network.fourier_scale)
         self.blocks = nn.ModuleList(Block(network) for _ in range(network.depth))
         self.norm = AdaptiveDoubleNorm(network.width, network.width)
-        self.leave = nn.Linear(network.width, channels * network.patch**2)
+        self.leave = Linear(network.width, channels * network.patch**2)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 

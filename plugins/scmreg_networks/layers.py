@@ -1,7 +1,6 @@
 """Layers that the networks share: embeddings of time and class, and adaptive double normalization.
 
-All are safe under forward-mode differentiation: nothing writes to parameters or buffers, and no layer norm has an
-affine part of its own.
+All are safe under forward-mode differentiation: nothing writes to parameters or buffers.
 """
 
 from __future__ import annotations
@@ -12,15 +11,43 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad as fwad
 
+from scmreg.attention import is_dual
 from scmreg.types import Conditions
 
-__all__ = ["AdaptiveDoubleNorm", "ConditionEmbedding", "TimeEmbedding", "pixel_norm"]
+__all__ = ["AdaptiveDoubleNorm", "ConditionEmbedding", "Linear", "TimeEmbedding", "pixel_norm"]
+
+
+class Linear(nn.Linear):
+    """A linear layer that takes the derivative of dual numbers itself: ``(W x + b, W tx)``.
+
+    torch gives weight and bias tangents of zero and adds them, through code in Python that takes longer than the
+    product in small networks.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``W x + b`` for ``x`` of shape ``(..., in)``."""
+        if not is_dual(x):
+            return F.linear(x, self.weight, self.bias)
+        primal, tangent = fwad.unpack_dual(x)
+        dual: Tensor = fwad.make_dual(F.linear(primal, self.weight, self.bias), F.linear(tangent, self.weight))
+        return dual
 
 
 def pixel_norm(v: Tensor) -> Tensor:
-    """Return ``v / sqrt(mean(v²) + eps)`` over the channels (Karras et al. 2018)."""
-    return v * torch.rsqrt(v.square().mean(-1, keepdim=True) + 1e-4)
+    """Return ``y = v / sqrt(mean(v²) + eps)`` over the channels (Karras et al. 2018), eps being 1e-4.
+
+    The derivative along ``tv`` is ``(tv - y mean(y tv)) / sqrt(mean(v²) + eps)``, taken here for the same reason as in
+    `Linear`.
+    """
+    primal, tangent = fwad.unpack_dual(v) if is_dual(v) else (v, None)
+    scale = torch.rsqrt(primal.square().mean(-1, keepdim=True) + 1e-4)
+    out = primal * scale
+    if tangent is None:
+        return out
+    dual: Tensor = fwad.make_dual(out, scale * (tangent - out * (out * tangent).mean(-1, keepdim=True)))
+    return dual
 
 
 class TimeEmbedding(nn.Module):
@@ -59,8 +86,8 @@ class ConditionEmbedding(nn.Module):
         super().__init__()
         self.classes = classes
         self.time = TimeEmbedding(width, kind, scale)
-        self.first = nn.Linear(width, width)
-        self.second = nn.Linear(width, width)
+        self.first = Linear(width, width)
+        self.second = Linear(width, width)
         self.label = nn.Embedding(classes + 1, width) if classes else None
 
     def forward(self, c_noise: Tensor, cond: Conditions) -> Tensor:
@@ -84,16 +111,19 @@ class AdaptiveDoubleNorm(nn.Module):
         condition: channels of the condition.
 
     The slope of `pixel_norm` at zero is ``eps^(-1/2)``, so the layer that makes ``s`` and ``b`` never starts at zero.
+    It starts at ``s = 1`` and a random ``b`` of unit size, where that slope is about one and time moves neither much.
     """
 
     def __init__(self, width: int, condition: int) -> None:
         super().__init__()
         self.width = width
-        self.modulation = nn.Linear(condition, 2 * width)
+        self.modulation = Linear(condition, 2 * width)
+        with torch.no_grad():
+            self.modulation.bias[:width] = 1.0
+            self.modulation.bias[width:].normal_()
 
     def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
         """Normalise ``x`` of shape ``(B, ..., width)`` under a condition of shape ``(B, condition)``."""
         scale, shift = self.modulation(embedded).chunk(2, dim=-1)
         shape = (len(x), *[1] * (x.ndim - 2), self.width)
-        normed = F.layer_norm(x, (self.width,))
-        return normed * pixel_norm(scale).reshape(shape) + pixel_norm(shift).reshape(shape)
+        return pixel_norm(x) * pixel_norm(scale).reshape(shape) + pixel_norm(shift).reshape(shape)

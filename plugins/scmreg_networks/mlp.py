@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scmreg.types import Conditions
-from scmreg_networks.layers import AdaptiveDoubleNorm, ConditionEmbedding
+from scmreg_networks.layers import AdaptiveDoubleNorm, ConditionEmbedding, Linear, pixel_norm
 
 if TYPE_CHECKING:
     from scmreg_networks import MLP
@@ -23,8 +23,8 @@ class Block(nn.Module):
     def __init__(self, width: int, condition: int, dropout: float) -> None:
         super().__init__()
         self.norm = AdaptiveDoubleNorm(width, condition)
-        self.first = nn.Linear(width, width)
-        self.second = nn.Linear(width, width)
+        self.first = Linear(width, width)
+        self.second = Linear(width, width)
         self.dropout = nn.Dropout(dropout)
         # Every block begins as the identity.
         nn.init.zeros_(self.second.weight)
@@ -44,9 +44,9 @@ class MLPNetwork(nn.Module):
         super().__init__()
         size, condition = math.prod(shape), max(2, 2 * (network.width // 4))
         self.condition = ConditionEmbedding(condition, classes, network.embedding, network.fourier_scale)
-        self.enter = nn.Linear(size, network.width)
+        self.enter = Linear(size, network.width)
         self.blocks = nn.ModuleList(Block(network.width, condition, network.dropout) for _ in range(network.depth))
-        self.leave = nn.Linear(network.width, size)
+        self.leave = Linear(network.width, size)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
@@ -56,5 +56,5 @@ class MLPNetwork(nn.Module):
         h = self.enter(x.flatten(1))
         for block in self.blocks:
             h = block(h, embedded)
-        out: Tensor = self.leave(F.layer_norm(h, (h.shape[-1],)))
+        out: Tensor = self.leave(pixel_norm(h))
         return out.reshape(x.shape)

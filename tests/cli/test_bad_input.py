@@ -86,8 +86,8 @@ def images(path, *settings):
         (["--device", "cuda:99"], ["cuda:99"]),
         (["--set", "trainer.optimizer=Adaam"], ["no optimizer 'Adaam'", "did you mean 'Adam'"]),
         (["--set", "teacher.trainer.optimizer=Adaam"], ["no optimizer 'Adaam'"]),
-        (["--set", "trainer.optimizer_options={beta: 3}"], ["RAdam", "beta", "betas"]),
-        (["--set", "trainer.optimizer_options={betas: [0.9, 1.5]}"], ["RAdam", "1.5"]),
+        (["--set", "trainer.optimizer_options={beta: 3}"], ["optimizer Adam refuses", "beta", "betas"]),
+        (["--set", "trainer.optimizer_options={betas: [0.9, 1.5]}"], ["optimizer Adam refuses", "1.5"]),
         (["--set", "trainer.optimizer=LBFGS"], ["LBFGS"]),
         (["--set", "trainer.optimizer=SparseAdam"], ["SparseAdam"]),
         (["--set", "data.held_out=1"], ["digits", "nothing is left to train on", "held_out"]),
@@ -252,7 +252,7 @@ def test_a_flipped_byte_in_a_file_with_a_checksum(refused, workplace, name):
     refused(*array(name), words=[name, "cannot be read"])
 
 
-@pytest.mark.parametrize(("name", "content"), [("x.npy", "x.npz"), ("x.npz", "x.npy"), ("x.npz", "x.idx"), ("x.idx", "x.npy")])
+@pytest.mark.parametrize(("name", "content"), [("x.npz", "x.idx"), ("x.idx", "x.npy"), ("x.npy", "x.safetensors")])
 def test_a_file_of_another_type_than_its_name_says(refused, workplace, name, content):
     make(workplace / content).rename(workplace / name)
     refused(*array(name), words=[name])
@@ -308,15 +308,6 @@ def test_arrays_of_the_wrong_form(refused, workplace, arrays, settings, words):
     refused(*array("x.npz", *settings), words=words)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn"])
-def test_numbers_that_numpy_does_not_have(refused, workplace, dtype):
-    import torch
-    from safetensors.torch import save_file as save_torch
-
-    save_torch({"x": torch.rand(20, 8, 8).to(getattr(torch, dtype))}, workplace / "x.safetensors")
-    refused(*array("x.safetensors"), words=["x.safetensors"])
-
-
 def test_folders(refused, workplace):
     refused(*images("nowhere"), words=["no folder nowhere"])
     (workplace / "file").write_text("")
@@ -358,7 +349,7 @@ def test_any_flipped_byte_of_an_image_is_an_error_or_nothing(workplace):
             data.load()
         except DataError as error:
             refusals += 1
-            assert "0.png" in str(error)
+            assert "0.png" in str(error)  # noqa: PT017
     assert refusals > len(content) // 3
 
 
@@ -473,14 +464,21 @@ def test_runs_that_are_none(refused, workplace):
         refused("empty", command=command, quick=False, words=["empty", "checkpoint"])
 
 
-@pytest.mark.parametrize("text", [None, "", "- a\n", "3", "version: 99", "proces: edm", "process: [", b"\xff\xfe\x00\x80"])
+@pytest.mark.parametrize(
+    "text", [None, "", "- a\n", "3", "version: 99", "proces: edm", "process: [", b"\xff\xfe\x00\x80"]
+)
 def test_resuming_what_is_no_run(refused, workplace, text):
     folder = workplace / "fake"
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
     if text is not None:
         (folder / "recipe.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
-    refused("--resume", "fake", quick=False, words=["version 99" if text == "version: 99" else "proces" if text == "proces: edm" else "fake"])
+    refused(
+        "--resume",
+        "fake",
+        quick=False,
+        words=["version 99" if text == "version: 99" else "proces" if text == "proces: edm" else "fake"],
+    )
 
 
 def test_resuming_nothing(refused, workplace):
@@ -531,7 +529,18 @@ def test_a_student_is_no_teacher(refused, copied):
 
 def test_a_teacher_that_changed_since(refused, copied, scm, tiny_diffusion):
     """A run that is resumed must find the very teacher that it began with."""
-    scm("run", "--objective", "diffusion", *tiny_diffusion, "--seed", 5, "--name", "other", "--set", "evaluation.metrics=[]")
+    scm(
+        "run",
+        "--objective",
+        "diffusion",
+        *tiny_diffusion,
+        "--seed",
+        5,
+        "--name",
+        "other",
+        "--set",
+        "evaluation.metrics=[]",
+    )
     teacher = teacher_of(copied)
     shutil.rmtree(teacher / "checkpoints")
     shutil.copytree(copied.parent / "other" / "checkpoints", teacher / "checkpoints")

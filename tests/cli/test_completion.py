@@ -48,7 +48,8 @@ def test_recipes():
 def test_settings_of_the_defaults():
     found = settings()
     for path in (
-        "network.width=", "process.sigma_data=", "objective.warmup=", "objective.weighting=", "objective.proposal.p_mean=",
+        "network.width=", "process.sigma_data=", "objective.warmup=", "objective.weighting=",
+        "objective.proposal.p_mean=",
         "objective.weighting.channels=", "trainer.steps=", "trainer.optimizer=", "teacher.trainer.steps=",
         "teacher.objective.label_dropout=", "evaluation.teacher_sampler.steps=", "sampler.times=", "data.held_out=",
     ):  # fmt: skip
@@ -145,7 +146,10 @@ def complete(home, words, index=None):
         "COMP_WORDS": words,
         "COMP_CWORD": str(len(words.split()) if words.endswith(" ") else len(words.split()) - 1),
     }
-    code = "import sys; sys.argv = ['scm']\nfrom scmreg_cli.main import main\ntry: main()\nfinally: print('HEAVY', 'torch' in sys.modules)"
+    code = (
+        "import sys; sys.argv = ['scm']\nfrom scmreg_cli.main import main\n"
+        "try: main()\nfinally: print('HEAVY', 'torch' in sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, cwd=home
     )

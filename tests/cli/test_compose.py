@@ -283,12 +283,16 @@ def test_recipes_that_cannot_be_read(scm, workplace, text, words):
 
 def test_settings_upon_half_a_recipe(scm, resolved, workplace):
     """A section or component of the file that a setting goes into keeps what the file says of it."""
-    (workplace / "r.yaml").write_text("objective: {name: scd, weighting: {name: adaptive, channels: 4}}\nnetwork: mlp\n")
+    (workplace / "r.yaml").write_text(
+        "objective: {name: scd, weighting: {name: adaptive, channels: 4}}\nnetwork: mlp\n"
+    )
     tree = resolved("--recipe", "r.yaml", "--set", "objective.warmup=1", "--set", "network.width=8")
     assert tree["objective"]["weighting"] == {"name": "adaptive", "channels": 4}
     assert tree["network"]["width"] == 8
     # A component without a name is the default one.
-    (workplace / "r.yaml").write_text("objective: {warmup: 3}\nprocess: {sigma_data: 0.4}\nteacher: {objective: {label_dropout: 0.1}}\n")
+    (workplace / "r.yaml").write_text(
+        "objective: {warmup: 3}\nprocess: {sigma_data: 0.4}\nteacher: {objective: {label_dropout: 0.1}}\n"
+    )
     tree = resolved("--recipe", "r.yaml", "--set", "sampler.steps=3", "--set", "process.sigma_data=0.3")
     assert (tree["objective"]["name"], tree["objective"]["warmup"]) == ("scd", 3)
     assert tree["process"] == {"name": "trigflow", "sigma_data": 0.3}

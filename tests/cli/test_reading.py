@@ -114,7 +114,10 @@ def test_doctor(scm):
     import torch
 
     report = scm("doctor", "--json").json
-    assert report["packages"]["torch"] == torch.__version__.partition("+")[0] or report["packages"]["torch"] == torch.__version__
+    assert (
+        report["packages"]["torch"] == torch.__version__.partition("+")[0]
+        or report["packages"]["torch"] == torch.__version__
+    )
     assert report["devices"][0] == "cpu"
     assert len(report["devices"]) >= 1 + torch.cuda.device_count()
     assert report["components"] == {kind: len(registry.registry(kind)) for kind in registry.KINDS}

@@ -157,7 +157,16 @@ def test_the_second_run_finds_the_teacher_and_says_so(scm, tiny, trained, tmp_pa
 def test_another_recipe_finds_no_teacher(scm, tiny, trained, tmp_path, setting):
     shutil.copytree(trained[0].parent / "teachers", tmp_path / "teachers")
     result = scm(
-        "run", *tiny, "--set", setting, "--out", tmp_path, "--set", "evaluation.metrics=[]", "--set", "evaluation.count=8"
+        "run",
+        *tiny,
+        "--set",
+        setting,
+        "--out",
+        tmp_path,
+        "--set",
+        "evaluation.metrics=[]",
+        "--set",
+        "evaluation.count=8",
     )
     assert result.code == 0, result.err
     assert "teacher: found" not in result.err
@@ -166,13 +175,26 @@ def test_another_recipe_finds_no_teacher(scm, tiny, trained, tmp_path, setting):
 
 
 @pytest.mark.parametrize(
-    "setting", ["evaluation.count=16", "evaluation.metrics=[]", "trainer.log_every=1", "objective.c=0.2", "trainer.steps=2"]
+    "setting",
+    ["evaluation.count=16", "evaluation.metrics=[]", "trainer.log_every=1", "objective.c=0.2", "trainer.steps=2"],
 )
 def test_what_does_not_touch_the_teacher_finds_it(scm, tiny, trained, tmp_path, setting):
     shutil.copytree(trained[0].parent / "teachers", tmp_path / "teachers")
     result = scm("run", *tiny, "--set", setting, "--out", tmp_path)
     assert result.code == 0, result.err
     assert "teacher: found" in result.err
+
+
+def test_other_code_finds_no_teacher(scm, tiny, trained, tmp_path, monkeypatch):
+    """A teacher is of the code that trained it: a plugin that changed since trains another."""
+    from scmreg import run
+
+    shutil.copytree(trained[0].parent / "teachers", tmp_path / "teachers")
+    original = run.code_digest
+    monkeypatch.setattr(run, "code_digest", lambda recipe: original(recipe)[::-1])
+    result = scm("run", *tiny, "--out", tmp_path, "--set", "evaluation.metrics=[]")
+    assert result.code == 0, result.err
+    assert "train teacher" in result.err
 
 
 def test_a_named_teacher(scm, tiny, tiny_diffusion, workplace):
@@ -220,7 +242,15 @@ def test_points_have_other_figures(trained_points):
 
 
 def test_runs_are_named_and_numbered(scm, tiny_diffusion, workplace):
-    quick = [*tiny_diffusion, "--objective", "diffusion", "--set", "evaluation.metrics=[]", "--set", "evaluation.count=4"]
+    quick = [
+        *tiny_diffusion,
+        "--objective",
+        "diffusion",
+        "--set",
+        "evaluation.metrics=[]",
+        "--set",
+        "evaluation.count=4",
+    ]
     names = [scm("run", *quick, "--process", "edm", "--seed", 7, "--json").json["run"] for _ in range(3)]
     assert names == [f"runs/edm-diffusion-digits-s7{tail}" for tail in ("", "-2", "-3")]
 

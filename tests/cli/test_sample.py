@@ -54,7 +54,7 @@ def test_arrays(drawn, trained):
         "sampler": {"name": "consistency", "steps": 2, "times": None, "sigma_max": 80.0},
         "nfe": 2,
         "labels": arrays["labels"].tolist(),
-        "seed": 5,
+        "seeds": list(range(5, 17)),
     }
     expected = scmreg.load_run(trained[0]).sample(12, seed=5)
     assert torch.equal(torch.from_numpy(arrays["x"]), expected)

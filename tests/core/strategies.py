@@ -78,5 +78,6 @@ def pair(shape: tuple[int, ...], batch: int, sigma_data: float, rng: torch.Gener
 
 def close(a: Tensor, b: Tensor, relative: float) -> bool:
     """Whether two tensors agree, relative to the larger norm."""
+    a, b = a.detach(), b.detach()
     scale = max(float(a.norm()), float(b.norm()), 1e-300)
     return float((a - b).norm()) <= relative * scale

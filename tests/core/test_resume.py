@@ -20,13 +20,14 @@ from scmreg.recipe import Recipe
 from scmreg.run import prepare
 from scmreg.train import train
 
-LONG = 240
+LONG = 160
 """Steps that take so long that a kill surely comes before their end."""
 
 
 def options(teacher, student):
     settings = [
-        "network.width=32", "network.depth=1", "objective.warmup=100", "evaluation.metrics=[accuracy]", "evaluation.count=10",
+        "network.width=32", "network.depth=1", "objective.warmup=100", "evaluation.metrics=[accuracy]",
+        "evaluation.count=10",
         f"teacher.trainer.steps={teacher}", "teacher.trainer.batch_size=16", "teacher.trainer.checkpoint_every=50",
         "teacher.trainer.log_every=1", "trainer.batch_size=16", "trainer.checkpoint_every=50", "trainer.log_every=1",
         "trainer.device=cpu", "network.dropout=0.1", "data.shift=1",
@@ -197,8 +198,8 @@ def tiny_recipe(**trainer):
             "network": {"name": "mlp", "width": 16, "depth": 1, "dropout": 0.2},
             "data": {"name": "gaussians", "count": 50, "labelled": True},
             "trainer": {
-                "steps": 7, "batch_size": 12, "checkpoint_every": 100, "log_every": 1, "learning_rate": 1e-3, "device": "cpu",
-                **trainer,
+                "steps": 7, "batch_size": 12, "checkpoint_every": 100, "log_every": 1, "learning_rate": 1e-3,
+                "device": "cpu", **trainer,
             },
         }
     )  # fmt: skip
