@@ -65,6 +65,7 @@ class Diffusion(Objective, name="diffusion"):
         "optimizer": "Adam",
         "optimizer_options": {"betas": [0.9, 0.99], "fused": True},
         "learning_rate": 3e-3,
+        "rampup": 100,
         "steps": 3000,
         "batch_size": 256,
     }
