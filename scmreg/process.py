@@ -6,7 +6,6 @@ entry per sample, float32 at least, and grow from clean to noise.
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from typing import NamedTuple
 
@@ -104,6 +103,3 @@ def check_times(t: Tensor, x: Tensor) -> Tensor:
     if t.shape != x.shape[:1]:
         raise ValueError(f"t has shape {tuple(t.shape)}, but x has {x.shape[0]} samples: give one time per sample")
     return t
-
-
-HALF_PI = math.pi / 2

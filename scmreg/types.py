@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from annotated_types import Ge, Gt, Interval, Le
+from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
 __all__ = [
@@ -24,7 +24,6 @@ NonNegative = Annotated[float, Ge(0)]
 Probability = Annotated[float, Interval(ge=0, le=1)]
 Count = Annotated[int, Ge(1)]
 NonNegativeInt = Annotated[int, Ge(0)]
-Fraction = Annotated[float, Gt(0), Le(1)]
 
 
 @dataclass(frozen=True)

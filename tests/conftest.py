@@ -27,7 +27,8 @@ TINY = [
     *("--set", "trainer.optimizer=Adam", "--set", "trainer.learning_rate=0.02"),
     *("--set", "teacher.trainer.optimizer=Adam", "--set", "teacher.trainer.learning_rate=0.02"),
 ]
-WARMUP = ["--set", "objective.warmup=2"]
+# What a few-step objective has beside: the weighting that learns, whatever the default.
+WARMUP = ["--set", "objective.warmup=2", "--set", "objective.weighting=adaptive"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

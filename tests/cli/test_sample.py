@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import scmreg
+from scmreg.options import to_tree
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def test_arrays(drawn, trained):
     assert told == {
         "file": told["file"],
         "count": 12,
-        "sampler": {"name": "consistency", "steps": 2, "times": None, "sigma_max": 80.0},
+        "sampler": to_tree(scmreg.load_run(trained[0]).recipe.sampler),
         "nfe": 2,
         "labels": arrays["labels"].tolist(),
         "seeds": list(range(5, 17)),
@@ -118,7 +119,8 @@ def test_samplers(drawn, trained, arguments, nfe):
 
 def test_times_are_the_samplers_own(drawn, trained):
     default = drawn(trained[0], "--count", 4)[0]["x"]
-    assert np.array_equal(default, drawn(trained[0], "--count", 4, "--times", "1.1")[0]["x"])
+    (time,) = scmreg.load_run(trained[0]).recipe.sampler.intermediate()
+    assert np.array_equal(default, drawn(trained[0], "--count", 4, "--times", str(time))[0]["x"])
     assert not np.allclose(default, drawn(trained[0], "--count", 4, "--times", "0.4")[0]["x"], atol=1e-3)
     assert not np.allclose(default, drawn(trained[0], "--count", 4, "--steps", "1")[0]["x"], atol=1e-3)
 

@@ -26,7 +26,7 @@ LONG = 160
 
 def options(teacher, student):
     settings = [
-        "network.width=32", "network.depth=1", "objective.warmup=100", "evaluation.metrics=[accuracy]",
+        "network.width=32", "network.depth=1", "objective.warmup=100", "objective.weighting=adaptive", "evaluation.metrics=[accuracy]",
         "evaluation.count=10",
         f"teacher.trainer.steps={teacher}", "teacher.trainer.batch_size=16", "teacher.trainer.checkpoint_every=50",
         "teacher.trainer.log_every=1", "trainer.batch_size=16", "trainer.checkpoint_every=50", "trainer.log_every=1",
@@ -194,7 +194,7 @@ def test_interrupted(scm, workplace, whole, during):
 def tiny_recipe(**trainer):
     return Recipe.from_tree(
         {
-            "objective": {"name": "sct", "start": "scratch", "warmup": 4},
+            "objective": {"name": "sct", "start": "scratch", "warmup": 4, "weighting": "adaptive"},
             "network": {"name": "mlp", "width": 16, "depth": 1, "dropout": 0.2},
             "data": {"name": "gaussians", "count": 50, "labelled": True},
             "trainer": {
