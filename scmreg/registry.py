@@ -79,6 +79,11 @@ class Registry(Mapping[str, type[C]], Generic[C]):
     def __init__(self, kind: str) -> None:
         self.kind = kind
 
+    @property
+    def interface(self) -> type[C]:
+        """The abstract class of the kind."""
+        return cast("type[C]", getattr(importlib.import_module(f"scmreg.{self.kind}"), KINDS[self.kind]))
+
     def __getitem__(self, name: str) -> type[C]:
         known = self._known()
         if name not in known:
