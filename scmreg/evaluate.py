@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -114,12 +114,3 @@ class Judge:
         order = torch.randperm(len(labels), generator=generator(derive(self.evaluation.seed, "labels"), "order"))
         rounds = -(-self.count // len(labels))
         return labels[order].repeat(rounds)[: self.count]
-
-
-def with_steps(sampler: Sampler, steps: int) -> Sampler:
-    """Return the sampler with another number of steps, and the times that it chooses for them."""
-    if getattr(sampler, "times", None) is not None and not callable(getattr(sampler, "times", None)):
-        if sampler.steps == steps:
-            return sampler
-        return replace(sampler, steps=steps, times=None)  # type: ignore[call-arg]
-    return replace(sampler, steps=steps)

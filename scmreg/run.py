@@ -15,14 +15,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 import scmreg
 from scmreg import checkpoint
 from scmreg.data import Dataset
 from scmreg.denoiser import Denoiser
 from scmreg.errors import CompositionError, OutputError, RecipeError
-from scmreg.evaluate import Judge, Result, with_steps
+from scmreg.evaluate import Judge, Result
 from scmreg.metric import Judged
 from scmreg.pictures import comparison
 from scmreg.progress import Progress
@@ -159,7 +159,7 @@ def _judge_all(
     if not recipe.objective.few_step:
         return [], _diffusion(judge, model, recipe, "model"), floor
     few = [
-        judge.judge(f"{steps} step{'s' * (steps > 1)}", model, with_steps(recipe.sampler, steps))
+        judge.judge(f"{steps} step{'s' * (steps > 1)}", model, recipe.sampler.with_steps(steps))
         for steps in recipe.evaluation.steps
     ]
     if teacher_run is None:
@@ -186,7 +186,9 @@ def _draw(run: Run, judge: Judge, few: list[Result], diffusion: Result | None) -
 
 
 def _teacher(recipe: Recipe, folder: Path, dataset: Dataset, progress: Progress) -> Run | None:
-    """Return the teacher of a recipe: the run that is named, the cached one, or one trained now."""
+    """Return the teacher of a recipe: the run that is named, the one that the run was begun with, the cached one, or
+    one trained now.
+    """
     if not recipe.objective.needs_teacher:
         return None
     source = recipe.teacher.source
@@ -194,12 +196,16 @@ def _teacher(recipe: Recipe, folder: Path, dataset: Dataset, progress: Progress)
         run = _fitting_teacher(recipe, Path(source), dataset)
         progress.say(f"teacher: {run.folder} (step {run.checkpoint.step})")
         return run
+    begun = checkpoint.latest(folder / "checkpoints")
+    if begun is not None and (known := teacher_of(load_run(folder), progress)) is not None:
+        progress.say(f"teacher: {known.folder}, with which the run was begun")
+        return known
     wanted = recipe.teacher_recipe()
     key = wanted.training_key(dataset.digest, code_digest(wanted))
     place = _shelf(folder) / f"{wanted.process.name}-{wanted.data.name}-{key}"
     place.mkdir(parents=True, exist_ok=True)
     lock = FileLock(place.with_suffix(".lock"))
-    if not lock_quickly(lock):
+    if not _lock_at_once(lock):
         progress.say(f"teacher {place} is being trained by another process, waiting for it")
         lock.acquire()
     try:
@@ -220,12 +226,10 @@ def _shelf(folder: Path) -> Path:
     return folder.parent / "teachers"
 
 
-def lock_quickly(lock: FileLock) -> bool:
+def _lock_at_once(lock: FileLock) -> bool:
     """Try to take a lock without waiting."""
-    from filelock import Timeout
-
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(blocking=False)
     except Timeout:
         return False
     return True

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from dataclasses import replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -49,6 +50,10 @@ class Sampler(Component, kind="sampler"):
     @abstractmethod
     def evaluations(self) -> int:
         """Number of network evaluations per sample."""
+
+    def with_steps(self, steps: int) -> Self:
+        """Return the sampler with another number of steps."""
+        return replace(self, steps=steps)
 
     @abstractmethod
     def sample(self, denoiser: Denoiser, noise: Noise, cond: Conditions) -> Tensor:

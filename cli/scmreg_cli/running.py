@@ -15,7 +15,6 @@ from rich.console import Console
 from scmreg import options, pictures, recipe
 from scmreg import run as runs
 from scmreg.errors import OptionError, OutputError
-from scmreg.evaluate import with_steps
 from scmreg.recipe import Recipe
 from scmreg.registry import registry
 from scmreg.sample import Run, Weights, load_run
@@ -223,7 +222,7 @@ def _sampler(opened: Run, name: str | None, steps: int | None, times: str | None
         steps = None
     node = dict(tree["sampler"])
     built: Sampler = options.build(registry("sampler")[node.pop("name")], node)
-    return built if steps is None else with_steps(built, steps)
+    return built if steps is None else built.with_steps(steps)
 
 
 def _numbers(text: str, kind: type, option: str) -> list[Any]:

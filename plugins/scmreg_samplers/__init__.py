@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -102,6 +104,10 @@ class Consistency(Sampler, name="consistency"):
     def evaluations(self) -> int:
         """One a step."""
         return self.steps
+
+    def with_steps(self, steps: int) -> Self:
+        """Return the sampler with another number of steps, which chooses its times if the number differs."""
+        return self if steps == self.steps else replace(self, steps=steps, times=None)
 
     def intermediate(self) -> tuple[float, ...]:
         """Return the TrigFlow times of the steps after the first."""
