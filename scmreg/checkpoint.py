@@ -86,10 +86,13 @@ def save(
         (temporary / "meta.json").write_text(text, encoding="utf-8")
         _sync(temporary / "meta.json")
         _sync(temporary)
+        aside = folder / f".{final.name}.old"
+        shutil.rmtree(aside, ignore_errors=True)
         if final.exists():
-            shutil.rmtree(final)
+            final.rename(aside)
         temporary.rename(final)
         _sync(folder)
+        shutil.rmtree(aside, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OutputError(
@@ -128,6 +131,8 @@ def load(path: Path) -> Checkpoint:
             "it was written by a newer scmreg: upgrade with `pip install --upgrade scmreg`",
         )
     for name, digest in files.items():
+        if Path(name).name != name:
+            raise CheckpointError(f"{meta_path} names a file outside of its folder: {name}")
         file = path / name
         if not file.is_file():
             raise CheckpointError(f"checkpoint {path} lacks its file {name}")

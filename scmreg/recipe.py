@@ -181,7 +181,11 @@ class Recipe(Options):
             raise RecipeError(f"a recipe is a mapping of sections, not {tree!r}")
         tree = dict(tree)
         version = tree.get("version", RECIPE_VERSION)
-        if not isinstance(version, int) or version > RECIPE_VERSION:
+        if type(version) is not int or version < 1:
+            raise RecipeError(
+                f"the recipe has version {version!r}, which is none", f"this scmreg writes {RECIPE_VERSION}"
+            )
+        if version > RECIPE_VERSION:
             raise RecipeError(
                 f"the recipe has version {version}, this scmreg reads versions up to {RECIPE_VERSION}",
                 "it was written by a newer scmreg: upgrade with `pip install --upgrade scmreg`",

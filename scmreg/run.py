@@ -44,9 +44,11 @@ def open_folder(recipe: Recipe, out: Path, name: str | None) -> Path:
     Raises:
         OutputError: if the name is taken, or nothing can be written there.
     """
-    chosen = name or f"{recipe.process.name}-{recipe.objective.name}-{recipe.data.name}-s{recipe.seed}"
+    chosen = (
+        name if name is not None else f"{recipe.process.name}-{recipe.objective.name}-{recipe.data.name}-s{recipe.seed}"
+    )
     folder = out / chosen
-    if name is not None and (Path(name).name != name or name.startswith(".")):
+    if name is not None and (not name or Path(name).name != name or name.startswith(".")):
         raise OutputError(f"'{name}' is no name of a run", "a name has no '/', and does not begin with '.'")
     number = 2
     try:

@@ -91,7 +91,8 @@ def _list(root: Path) -> tuple[list[Path], Tensor | None, tuple[str, ...]]:
     """
 
     def images(folder: Path, pattern: str) -> list[Path]:
-        return sorted(path for path in folder.glob(pattern) if path.suffix.lower() in SUFFIXES and path.is_file())
+        found = (path for path in folder.glob(pattern) if path.suffix.lower() in SUFFIXES and path.is_file())
+        return sorted(path for path in found if not path.name.startswith("."))
 
     flat = images(root, "*")
     nested = {

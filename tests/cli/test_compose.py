@@ -192,7 +192,8 @@ WRONG = [
     (["--sampler", "huen"], ["no sampler called 'huen'"]),
     (["--set", "network.widht=3"], ["widht", "did you mean 'width'", "depth"]),
     (["--set", "netwrk.width=3"], ["netwrk", "did you mean 'network'"]),
-    (["--weighting", "adaptive", "--set", "objective.weighting.chanels=8"], ["chanels", "did you mean 'channels'"]),
+    (["--weighting", "adaptive", "--set", "objective.weighting.chanels=8"],
+     ["chanels", "did you mean 'channels'"]),
     (["--set", "objective.weighting.channels=8", "--weighting", "uniform"], ["channels", "weighting"]),
     (["--set", "trainer.step=8"], ["step", "did you mean 'steps'"]),
     (["--set", "trainer.steps.more=8"], ["trainer.steps", "'more'"]),
@@ -248,7 +249,8 @@ def test_one_wrong_name_is_one_problem(scm, workplace):
 def test_all_problems_at_once(scm, workplace):
     result = scm(
         "run", "--set", "trainer.steps=0", "--set", "process.sigma_data=-1", "--set", "seed=x",
-        "--set", "objective.warmup=-3", "--weighting", "adaptive", "--set", "objective.weighting.channels=none", "--dry-run",
+        "--set", "objective.warmup=-3", "--weighting", "adaptive", "--set", "objective.weighting.channels=none",
+        "--dry-run",
     )  # fmt: skip
     assert result.code == 2
     for word in ("5 options are wrong", "steps", "sigma_data", "seed", "warmup", "channels"):

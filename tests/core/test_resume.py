@@ -26,8 +26,8 @@ LONG = 160
 
 def options(teacher, student):
     settings = [
-        "network.width=32", "network.depth=1", "objective.warmup=100", "objective.weighting=adaptive", "evaluation.metrics=[accuracy]",
-        "evaluation.count=10",
+        "network.width=32", "network.depth=1", "objective.warmup=100", "objective.weighting=adaptive",
+        "evaluation.metrics=[accuracy]", "evaluation.count=10",
         f"teacher.trainer.steps={teacher}", "teacher.trainer.batch_size=16", "teacher.trainer.checkpoint_every=50",
         "teacher.trainer.log_every=1", "trainer.batch_size=16", "trainer.checkpoint_every=50", "trainer.log_every=1",
         "trainer.device=cpu", "network.dropout=0.1", "data.shift=1",
