@@ -82,8 +82,8 @@ class Consistency(Sampler, name="consistency"):
     steps: Count = 2
     """Number of steps, each one network evaluation."""
     times: tuple[Positive, ...] | None = None
-    """TrigFlow times of the steps after the first, falling, each below pi/2; if not given, 0.9
-    for two steps, and equally spaced from 1.4 down to 0.9 for more. (sCM: 1.1 for two.)"""
+    """TrigFlow times of the steps after the first, falling, each below pi/2; if not given, 1.1
+    for two steps (as in sCM), and equally spaced from 1.4 down to 0.9 for more."""
     sigma_max: Positive = 80.0
     """Noise level sigma/alpha at which the first step starts."""
 
@@ -114,7 +114,7 @@ class Consistency(Sampler, name="consistency"):
         if self.times is not None:
             return self.times
         if self.steps <= 2:
-            return (LAST,) * (self.steps - 1)
+            return (1.1,) * (self.steps - 1)
         return tuple(torch.linspace(FIRST, LAST, self.steps - 1, dtype=torch.float64).tolist())
 
     def sample(self, denoiser: Denoiser, noise: Noise, cond: Conditions) -> Tensor:
