@@ -143,14 +143,31 @@ def is_dual(*tensors: Tensor) -> bool:
     return level >= 0 and any(fwad.unpack_dual(x).tangent is not None for x in tensors)
 
 
-def _implementation(backend: str, q: Tensor, k: Tensor, v: Tensor) -> Attention:
-    from scmreg.registry import registry
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def backend_of(name: str) -> Attention:
+    """Return the backend of a name, which stays the same; the compiler need not look into the registry for it.
 
-    attentions = registry("attention")
+    Raises:
+        UnknownComponentError: if there is none.
+    """
+    if name not in _backends:
+        from scmreg.registry import registry
+
+        _backends[name] = registry("attention").create(name)
+    return _backends[name]
+
+
+_backends: dict[str, Attention] = {}
+
+
+def _implementation(backend: str, q: Tensor, k: Tensor, v: Tensor) -> Attention:
     name = choose(q, k, v)[0] if backend == "auto" else backend
-    implementation: Attention = attentions.create(name)
+    implementation: Attention = backend_of(name)
     reason = implementation.unavailable() or implementation.refuses(q, k, v)
     if reason:
+        from scmreg.registry import registry
+
+        attentions = registry("attention")
         able = [
             other
             for other in attentions

@@ -139,7 +139,7 @@ def load(path: Path) -> Checkpoint:
         if _digest(file) != digest:
             raise CheckpointError(
                 f"{file} is corrupt: its content is not what was written",
-                "take an earlier checkpoint of the run, or train again",
+                f"delete the folder {path}: `scm run --resume` then goes on from the one before it",
             )
     return Checkpoint(path, meta)
 

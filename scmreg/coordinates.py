@@ -13,13 +13,18 @@ from torch import Tensor
 from scmreg.process import Process
 from scmreg.types import expand
 
-__all__ = ["from_trig", "log_ratio_rate", "to_trig", "trig_time"]
+__all__ = ["from_trig", "log_ratio_rate", "process_time", "to_trig", "trig_time"]
 
 
 def trig_time(process: Process, t: Tensor) -> Tensor:
     """Return ``t̂`` of the process's times ``t``, shape ``(B,)``, within ``[0, pi/2]``."""
     at = process.coefficients(t)
     return torch.atan2(at.sigma, process.sigma_data * at.alpha)
+
+
+def process_time(process: Process, t_hat: Tensor) -> Tensor:
+    """Return the process's time of TrigFlow times ``t̂``, shape ``(B,)``: the inverse of `trig_time`."""
+    return process.time_of(process.sigma_data * torch.tan(t_hat))
 
 
 def to_trig(process: Process, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,7 +34,7 @@ def to_trig(process: Process, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 
 def from_trig(process: Process, x_hat: Tensor, t_hat: Tensor) -> tuple[Tensor, Tensor]:
     """Return the process's point and time of the TrigFlow point ``(x̂, t̂)``; the inverse of `to_trig`."""
-    t = process.time_of(process.sigma_data * torch.tan(t_hat))
+    t = process_time(process, t_hat)
     return x_hat * expand(process.std(t) / process.sigma_data, x_hat), t
 
 

@@ -25,9 +25,11 @@ from scmreg.component import Component
 from scmreg.errors import PluginError
 from scmreg.kinds import KINDS
 
-__all__ = ["GROUP", "Plugin", "discover", "load_file"]
+__all__ = ["GROUP", "LOOSE", "Plugin", "discover", "load_file"]
 
 GROUP = "scmreg"
+LOOSE = "scmreg_plugin_"
+"""Beginning of the module names of loose files."""
 OURS = "scmreg"
 """The distribution whose plugins are part of this project: a fault in them is a bug, not a quarantine."""
 
@@ -85,7 +87,7 @@ def load_file(path: str | Path, taken: dict[tuple[str, str], str]) -> Plugin:
         raise PluginError(f"no plugin file {path}", "--plugin takes the path of a Python file")
 
     def load() -> ModuleType:
-        name = f"scmreg_plugin_{path.stem}"
+        name = f"{LOOSE}{path.stem}"
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
             raise ImportError(f"{path} is no Python file")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scmreg.data import Dataset
+from scmreg.data import Dataset, Split
 from scmreg.denoiser import Denoiser
 from scmreg.metric import Judged, Reference
 from scmreg.progress import Progress
@@ -20,7 +20,7 @@ from scmreg.sampler import Sampler
 __all__ = ["Judge", "Result", "reference_of"]
 
 MOST = 10_000
-"""Real data, and samples, that are compared at most unless the recipe asks for more."""
+"""Real data that samples are compared with at most, unless the recipe asks for more samples."""
 
 
 @dataclass(frozen=True)
@@ -37,26 +37,19 @@ class Result:
         return {"nfe": self.sampler.evaluations, **self.figures}
 
 
-def reference_of(dataset: Dataset) -> Reference:
-    """Return the real data to compare with, at most `MOST` of training and of held-out data each."""
-    return Reference(
-        dataset.spec,
-        *(
-            Judged(
-                part.__getitems__(kept),
-                None if part.labels is None else part.labels[torch.tensor(kept).long()],
-            )
-            for part in (dataset.train, dataset.held_out)
-            for kept in (_at_most(len(part)),)
-        ),
-    )
+def reference_of(dataset: Dataset, most: int = MOST) -> Reference:
+    """Return the real data to compare with: all, or a random ``most`` of them, held-out data in their proportion."""
+    total = len(dataset.train) + len(dataset.held_out)
+    order = torch.arange(total)
+    if total > most:
+        order = torch.randperm(total, generator=generator(0, "reference"))[:most].sort().values
+    train = order[order < len(dataset.train)]
+    held_out = order[len(train) :] - len(dataset.train)
+    return Reference(dataset.spec, _chosen(dataset.train, train), _chosen(dataset.held_out, held_out))
 
 
-def _at_most(count: int) -> list[int]:
-    if count <= MOST:
-        return list(range(count))
-    order = torch.randperm(count, generator=generator(0, "reference"))[:MOST]
-    return sorted(order.tolist())
+def _chosen(part: Split, kept: Tensor) -> Judged:
+    return Judged(part.__getitems__(kept.tolist()), None if part.labels is None else part.labels[kept])
 
 
 class Judge:
@@ -70,10 +63,15 @@ class Judge:
 
     def __init__(self, recipe: Recipe, dataset: Dataset, progress: Progress) -> None:
         self.evaluation: Evaluation = recipe.evaluation
-        self.reference = reference_of(dataset)
+        self.reference = reference_of(dataset, max(MOST, self.evaluation.count or 0))
         self.progress = progress
-        self.metrics = [metric for metric in self.evaluation.metrics if metric.applies(self.reference) is None]
-        self.count = self.evaluation.count or min(len(self.reference.all), MOST)
+        refused = {metric.name: metric.applies(self.reference) for metric in self.evaluation.metrics}
+        self.metrics = [metric for metric in self.evaluation.metrics if refused[metric.name] is None]
+        if self.evaluation.metrics != Evaluation().metrics:  # chosen by someone who would miss them
+            for name, reason in refused.items():
+                if reason:
+                    progress.say(f"{name} is left out: {reason}")
+        self.count = self.evaluation.count or len(self.reference.all)
         self.labels = self._labels()
 
     def floor(self) -> dict[str, float]:

@@ -69,9 +69,17 @@ class Loss:
 
 
 class ObjectiveModule(nn.Module):
-    """A built objective. It may own networks, which the loop trains and saves with the model."""
+    """A built objective. It may own networks, which the loop trains and saves with the model.
+
+    Args:
+        setup: kept as ``self.setup``; the model and the teacher in it are used, not owned.
+    """
 
     phases: tuple[Phase, ...] = (Phase("main"),)
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__()
+        self.setup = setup
 
     def loss(self, phase: str, nets: Nets, batch: Batch, step: int, rng: torch.Generator) -> Loss:
         """Return the loss of one phase.

@@ -219,8 +219,13 @@ def _convert(option: Option, value: Any, where: str) -> Any:
         if not isinstance(value, Mapping):
             raise OptionError([f"{path} must be a section with options, not {value!r}"])
         return build(option.section, value, path)
+    if isinstance(value, bool) and _base(option.annotation) in (int, float):
+        raise OptionError(
+            [f"{path} must be {'an integer' if _base(option.annotation) is int else 'a number'}, not {value}"]
+        )
     try:
-        return _adapter(option.annotation).validate_python(value)
+        converted = _adapter(option.annotation).validate_python(value)
+        return converted.expanduser().absolute() if isinstance(converted, Path) else converted
     except ValidationError as error:
         raise OptionError([_words(path, value, detail) for detail in error.errors()]) from None
 
@@ -278,6 +283,12 @@ def _strip_optional(annotation: Any) -> tuple[Any, bool]:
             return inner[0], True
         return annotation, type(None) in typing.get_args(annotation)
     return annotation, False
+
+
+def _base(annotation: Any) -> Any:
+    """Return the type under bounds and ``None``."""
+    bare, _ = _strip_optional(annotation)
+    return typing.get_args(bare)[0] if typing.get_origin(bare) is typing.Annotated else bare
 
 
 def _literals(annotation: Any) -> tuple[Any, ...]:

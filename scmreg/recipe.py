@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import field
+from dataclasses import field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -89,9 +89,28 @@ class Trainer(Options):
     """Checkpoints that are kept."""
 
     operational: ClassVar[frozenset[str]] = frozenset(
-        {"device", "threads", "compile", "workers", "log_every", "tensorboard", "checkpoint_every", "keep"}
+        {
+            "device",
+            "threads",
+            "compile",
+            "workers",
+            "tangent_pass",
+            "log_every",
+            "tensorboard",
+            "checkpoint_every",
+            "keep",
+        }
     )
     """Options that leave the result alone, but for rounding: they are not part of the key of a cached teacher."""
+
+
+def _convert_objective(section: Teacher | Recipe) -> None:
+    """Turn an objective that is given by name or as a mapping into a component: other defaults depend on it."""
+    given: Any = section.objective
+    if not isinstance(given, Objective):
+        tree = {"name": given} if isinstance(given, str) else dict(given) if isinstance(given, Mapping) else {}
+        made = registry("objective").create(str(tree.pop("name", given)), **tree)
+        object.__setattr__(section, "objective", made)
 
 
 class Teacher(Options):
@@ -105,6 +124,7 @@ class Teacher(Options):
     """How the teacher is trained."""
 
     def __post_init__(self) -> None:
+        _convert_objective(self)
         if self.trainer is None:
             object.__setattr__(self, "trainer", options.build(Trainer, self.objective.trainer))
         super().__post_init__()
@@ -114,9 +134,9 @@ class Evaluation(Options):
     """How the result is judged."""
 
     steps: tuple[Count, ...] = (1, 2, 4)
-    """Numbers of steps of a few-step model."""
+    """Numbers of steps that a few-step model is judged with."""
     teacher_sampler: Sampler = Sampler.default("heun")
-    """Sampler of the diffusion model."""
+    """Sampler of the diffusion model that a few-step model is compared with."""
     metrics: tuple[Metric, ...] = Metric.defaults(
         "frechet", "precision-recall", "accuracy", "memorization", "sliced-wasserstein"
     )
@@ -149,15 +169,15 @@ class Recipe(Options):
     sampler: Sampler = None  # type: ignore[assignment]
     """How samples are drawn; by default the objective's own choice."""
     trainer: Trainer = None  # type: ignore[assignment]
-    """How the model is trained; the objective may prefer other options than the trainer's defaults."""
+    """How the model is trained. A section of a recipe states what differs from the objective's own preference; a
+    `Trainer` that is built in Python is taken whole."""
     teacher: Teacher = None  # type: ignore[assignment]
     """The diffusion model that is distilled or started from; unused where the objective needs none."""
     evaluation: Evaluation = None  # type: ignore[assignment]
     """How the result is judged."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.objective, str):
-            object.__setattr__(self, "objective", registry("objective").create(self.objective))
+        _convert_objective(self)
         choices: dict[str, Callable[[], Any]] = {
             "sampler": lambda: registry("sampler").create(self.objective.sampler),
             "trainer": lambda: options.build(Trainer, self.objective.trainer),
@@ -240,11 +260,14 @@ class Recipe(Options):
                 reasons.append(reason)
         if spec is not None and (reason := self.network.accepts(spec.shape)):
             reasons.append(reason)
+        taught = self.teacher.objective
+        if self.objective.needs_teacher and (taught.few_step or taught.needs_teacher):
+            reasons.append(f"teacher.objective is '{taught.name}': a teacher is a diffusion model without a teacher")
         if reasons:
             raise CompositionError(reasons[0], *reasons[1:])
 
     def teacher_recipe(self) -> Recipe:
-        """Return the recipe of the run that trains the teacher."""
+        """Return the recipe of the run that trains the teacher, on the machine that the run itself is given."""
         return Recipe(
             seed=self.seed,
             process=self.process,
@@ -252,7 +275,13 @@ class Recipe(Options):
             network=self.network,
             objective=self.teacher.objective,
             data=self.data,
-            trainer=self.teacher.trainer,
+            trainer=replace(
+                self.teacher.trainer,
+                device=self.trainer.device,
+                threads=self.trainer.threads,
+                workers=self.trainer.workers,
+                compile=self.trainer.compile,
+            ),
             evaluation=self.evaluation,
         )
 
@@ -262,6 +291,7 @@ class Recipe(Options):
         for section in ("sampler", "evaluation", "teacher"):
             tree.pop(section)
         tree["trainer"] = {k: v for k, v in tree["trainer"].items() if k not in Trainer.operational}
+        tree["data"].pop("path", None)  # the digest of the content stands for it
         text = json.dumps([tree, *extra], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -275,6 +305,8 @@ def _overlay(objective: Any, trainer: Any, default: str) -> Any:
     own, said = dict(known[name].trainer), dict(trainer or {})
     if str(said.get("optimizer", own.get("optimizer"))).lower() != str(own.get("optimizer")).lower():
         own.pop("optimizer_options", None)  # they are those of the optimizer that is not taken
+    elif isinstance(said.get("optimizer_options"), Mapping):
+        said["optimizer_options"] = {**own.get("optimizer_options", {}), **said["optimizer_options"]}
     return {**own, **said}
 
 
@@ -355,6 +387,8 @@ def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
                 f"options: {', '.join(known) or 'none'}",
             )
         if depth == len(parts) - 1:
+            if path == "objective":
+                _forget_preferences(tree, value)
             node[part] = value
             return
         option = known[part]
@@ -370,6 +404,14 @@ def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
             return
         else:
             raise OptionError([f"{'.'.join(parts[: depth + 1])} is a value, it has no option '{parts[depth + 1]}'"])
+
+
+def _forget_preferences(tree: dict[str, Any], objective: Any) -> None:
+    """Drop the sampler and the trainer of a tree whose objective becomes another one: they were chosen for the old."""
+    name = objective.get("name") if isinstance(objective, Mapping) else objective
+    if "objective" in tree and name != _objective(tree).name:
+        tree.pop("sampler", None)
+        tree.pop("trainer", None)
 
 
 def _objective(tree: Mapping[str, Any]) -> type[Objective]:

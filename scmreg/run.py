@@ -6,6 +6,7 @@ it stopped.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import inspect
 import json
@@ -21,16 +22,31 @@ import scmreg
 from scmreg import checkpoint
 from scmreg.data import Dataset
 from scmreg.denoiser import Denoiser
-from scmreg.errors import CompositionError, OutputError, RecipeError
+from scmreg.discovery import LOOSE
+from scmreg.errors import CheckpointError, CompositionError, OutputError, RecipeError
 from scmreg.evaluate import Judge, Result
 from scmreg.metric import Judged
 from scmreg.pictures import comparison
 from scmreg.progress import Progress
 from scmreg.recipe import Recipe, read
+from scmreg.registry import registry
 from scmreg.sample import Run, load_run
-from scmreg.train import cpu_threads, make_optimizer, resolve_device, train
+from scmreg.sampler import Sampler
+from scmreg.train import (
+    Interrupted,
+    check_same_data,
+    cpu_threads,
+    make_optimizer,
+    need_tensorboard,
+    resolve_device,
+    train,
+)
 
 __all__ = ["evaluate_run", "execute", "open_folder", "prepare", "recipe_of", "teacher_of"]
+
+
+SHELF = "teachers"
+"""Folder beside the runs that keeps teachers."""
 
 
 def open_folder(recipe: Recipe, out: Path, name: str | None) -> Path:
@@ -50,6 +66,8 @@ def open_folder(recipe: Recipe, out: Path, name: str | None) -> Path:
     folder = out / chosen
     if name is not None and (not name or Path(name).name != name or name.startswith(".")):
         raise OutputError(f"'{name}' is no name of a run", "a name has no '/', and does not begin with '.'")
+    if name == SHELF:
+        raise OutputError(f"'{name}' is where teachers are kept", "choose another --name")
     number = 2
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -81,9 +99,18 @@ def prepare(recipe: Recipe) -> Dataset:
     """
     recipe.check()
     resolve_device(recipe.trainer.device)
-    make_optimizer(recipe.trainer, [_parameter()])
-    if recipe.objective.needs_teacher:
-        make_optimizer(recipe.teacher.trainer, [_parameter()])
+    trainers = [recipe.trainer]
+    if recipe.objective.needs_teacher and recipe.teacher.source == "auto":
+        trainers.append(recipe.teacher_recipe().trainer)
+    for trainer in trainers:
+        make_optimizer(trainer, [_parameter()])
+        if trainer.tensorboard:
+            need_tensorboard()
+        if trainer.workers and type(recipe.data).__module__.startswith(LOOSE):
+            raise CompositionError(
+                f"data '{recipe.data.name}' comes from a loose plugin file, which trainer.workers cannot import",
+                "set trainer.workers=0, or install the plugin",
+            )
     dataset = recipe.data.load()
     recipe.check(dataset.spec)
     if recipe.objective.needs_teacher and recipe.teacher.source != "auto":
@@ -96,7 +123,27 @@ def execute(recipe: Recipe, folder: Path, dataset: Dataset, progress: Progress) 
 
     Returns:
         The summary that is also written to ``summary.json``.
+
+    Raises:
+        Interrupted: after SIGINT; what is done stays done.
+        OutputError: if the disk is full or read-only.
+        ScmError: whatever else is wrong.
     """
+    try:
+        return _execute(recipe, folder, dataset, progress)
+    except KeyboardInterrupt:
+        raise Interrupted("stopped", f"go on with: scm run --resume {folder}") from None
+    except OSError as error:
+        if isinstance(error, OutputError) or error.errno not in _DISK:
+            raise
+        raise OutputError(f"{error.filename or folder} cannot be written: {error.strerror}") from None
+
+
+_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
+"""Errors that are the disk's, not the code's."""
+
+
+def _execute(recipe: Recipe, folder: Path, dataset: Dataset, progress: Progress) -> dict[str, Any]:
     start = time.perf_counter()
     teacher_run = _teacher(recipe, folder, dataset, progress)
     device = str(resolve_device(recipe.trainer.device))
@@ -125,8 +172,13 @@ def evaluate_run(
     start: float | None = None,
     draw: bool = True,
 ) -> dict[str, Any]:
-    """Judge a run and its teacher from the same noise, draw them side by side if asked, and return the summary."""
+    """Judge a run and its teacher from the same noise, draw them side by side if asked, and return the summary.
+
+    Raises:
+        CheckpointError: if the data are not those that the run was trained on.
+    """
     recipe = run.recipe
+    check_same_data(run.checkpoint, dataset)
     began = time.perf_counter() if start is None else start
     device = str(resolve_device(recipe.trainer.device))
     judge = Judge(recipe, dataset, progress)
@@ -137,7 +189,10 @@ def evaluate_run(
         _draw(run, judge, few, diffusion)
     own_seconds = run.checkpoint.meta["step_seconds"]
     teacher_seconds = teacher_run.checkpoint.meta["step_seconds"] if teacher_run else None
-    return {
+    step_seconds = {"teacher": own_seconds}
+    if recipe.objective.few_step:
+        step_seconds = {"teacher": teacher_seconds, "student": own_seconds}
+    summary = {
         "run": str(run.folder),
         "process": recipe.process.name,
         "objective": recipe.objective.name,
@@ -146,11 +201,10 @@ def evaluate_run(
         "floor": _rounded(floor),
         "teacher": _rounded(diffusion.to_json()) if diffusion else None,
         "student": [_rounded(result.to_json()) for result in few],
-        "step_seconds": {
-            "teacher": teacher_seconds if recipe.objective.few_step else own_seconds,
-            "student": own_seconds if recipe.objective.few_step else None,
-        },
+        "step_seconds": {name: seconds for name, seconds in step_seconds.items() if seconds is not None},
     }
+    # A key is there only where it means something; a model without few-step samples has an empty list of them.
+    return {key: value for key, value in summary.items() if value not in (None, {})}
 
 
 def _judge_all(
@@ -159,18 +213,18 @@ def _judge_all(
     """Return the results of the few-step samplers and of the diffusion sampler, and the floor."""
     floor = judge.floor()
     if not recipe.objective.few_step:
-        return [], _diffusion(judge, model, recipe, "model"), floor
+        return [], _diffusion(judge, model, recipe.sampler, "model"), floor
     few = [
         judge.judge(f"{steps} step{'s' * (steps > 1)}", model, recipe.sampler.with_steps(steps))
         for steps in recipe.evaluation.steps
     ]
     if teacher_run is None:
         return few, None, floor
-    return few, _diffusion(judge, teacher_run.denoiser("ema", device), recipe, "teacher"), floor
+    teacher = teacher_run.denoiser("ema", device)
+    return few, _diffusion(judge, teacher, recipe.evaluation.teacher_sampler, "teacher"), floor
 
 
-def _diffusion(judge: Judge, denoiser: Denoiser, recipe: Recipe, title: str) -> Result:
-    sampler = recipe.evaluation.teacher_sampler
+def _diffusion(judge: Judge, denoiser: Denoiser, sampler: Sampler, title: str) -> Result:
     return judge.judge(f"{title}, {sampler.evaluations} evaluations", denoiser, sampler)
 
 
@@ -181,6 +235,8 @@ def _draw(run: Run, judge: Judge, few: list[Result], diffusion: Result | None) -
     panels = [(result.title, result.samples) for result in ([diffusion] if diffusion else []) + few]
     if spec.modality == "points":
         panels.insert(0, ("data", Judged(real.x, real.labels)))
+    if not few and diffusion is None:
+        return
     comparison(panels, spec, run.folder / "samples" / "comparison.png")
     for result in few + ([diffusion] if diffusion else []):
         name = result.title.split(",")[0].replace(" ", "-")
@@ -193,15 +249,20 @@ def _teacher(recipe: Recipe, folder: Path, dataset: Dataset, progress: Progress)
     """
     if not recipe.objective.needs_teacher:
         return None
+    if checkpoint.latest(folder / "checkpoints") is not None:
+        known = teacher_of(load_run(folder), progress)
+        if known is None:
+            raise CheckpointError(
+                f"{folder} cannot go on without the teacher that it was begun with",
+                "put the teacher back, or start a new run",
+            )
+        progress.say(f"teacher: {known.folder}, with which the run was begun")
+        return known
     source = recipe.teacher.source
     if source != "auto":
         run = _fitting_teacher(recipe, Path(source), dataset)
         progress.say(f"teacher: {run.folder} (step {run.checkpoint.step})")
         return run
-    begun = checkpoint.latest(folder / "checkpoints")
-    if begun is not None and (known := teacher_of(load_run(folder), progress)) is not None:
-        progress.say(f"teacher: {known.folder}, with which the run was begun")
-        return known
     wanted = recipe.teacher_recipe()
     key = wanted.training_key(dataset.digest, code_digest(wanted))
     place = _shelf(folder) / f"{wanted.process.name}-{wanted.data.name}-{key}"
@@ -225,7 +286,7 @@ def _teacher(recipe: Recipe, folder: Path, dataset: Dataset, progress: Progress)
 
 def _shelf(folder: Path) -> Path:
     """Return where teachers are kept: beside the runs."""
-    return folder.parent / "teachers"
+    return folder.parent / SHELF
 
 
 def _lock_at_once(lock: FileLock) -> bool:
@@ -262,13 +323,21 @@ def _fitting_teacher(recipe: Recipe, path: Path, dataset: Dataset) -> Run:
                 f"the teacher {path} has another {what} than the recipe: {other}, not {own}",
                 f"give the run the teacher's {what}, or leave out --teacher to train a fitting one",
             )
-    if (run.spec.shape, len(run.spec.classes)) != (
-        dataset.spec.shape,
-        len(dataset.spec.classes),
-    ):
+    was, now = run.spec, dataset.spec
+    if (was.shape, len(was.classes)) != (now.shape, len(now.classes)):
         raise CompositionError(
-            f"the teacher {path} was trained on samples of shape {run.spec.shape} with {len(run.spec.classes)} classes,"
-            f" the data have shape {dataset.spec.shape} with {len(dataset.spec.classes)}"
+            f"the teacher {path} was trained on samples of shape {was.shape} with {len(was.classes)} classes,"
+            f" the data have shape {now.shape} with {len(now.classes)}"
+        )
+    if (was.classes, was.mean, was.std) != (now.classes, now.mean, now.std):
+        raise CompositionError(
+            f"the teacher {path} was trained on other data, or another split of them: their scale or classes differ",
+            f"give the run the teacher's data ({theirs.data}), or leave out --teacher",
+        )
+    if run.checkpoint.step < theirs.trainer.steps:
+        raise CompositionError(
+            f"the teacher {path} is unfinished, at step {run.checkpoint.step} of {theirs.trainer.steps}",
+            f"finish it: scm run --resume {path}",
         )
     return run
 
@@ -288,11 +357,11 @@ def teacher_of(run: Run, progress: Progress) -> Run | None:
         return None
     place = (run.folder / identity["run"]).resolve()
     if checkpoint.latest(place / "checkpoints") is None:
-        progress.say(f"the teacher is no longer at {place}: only the run itself is judged")
+        progress.say(f"the teacher is no longer at {place}")
         return None
     teacher = load_run(place)
     if _identity(teacher, run.folder) != identity:
-        progress.say(f"the teacher at {place} has changed since: only the run itself is judged")
+        progress.say(f"the teacher at {place} is another one by now")
         return None
     return teacher
 
@@ -300,11 +369,13 @@ def teacher_of(run: Run, progress: Progress) -> Run | None:
 def code_digest(recipe: Recipe) -> str:
     """Return a digest of the source of the core and of every package whose components the training uses."""
     roots = {Path(scmreg.__file__).parent}
-    for component in recipe.components():
-        if component.kind not in ("sampler", "metric"):
-            top = sys.modules[type(component).__module__.partition(".")[0]]
-            file = Path(inspect.getfile(top))
-            roots.add(file.parent if hasattr(top, "__path__") else file)
+    used = [component for component in recipe.components() if component.kind not in ("sampler", "metric")]
+    if hasattr(recipe.network, "attention"):
+        used += [backend() for backend in registry("attention").values()]
+    for component in used:
+        top = sys.modules[type(component).__module__.partition(".")[0]]
+        file = Path(inspect.getfile(top))
+        roots.add(file.parent if hasattr(top, "__path__") else file)
     digest = hashlib.sha256()
     for root in sorted(roots):
         for path in sorted(root.rglob("*.py")) if root.is_dir() else [root]:

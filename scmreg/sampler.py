@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -70,19 +71,25 @@ class OdeSampler(Sampler):
     sigma_min: Positive = 0.002
     """Last noise level before 0."""
     sigma_max: Positive = 80.0
-    """First noise level."""
+    """First noise level; the process's own end where that is lower."""
     rho: Positive = 7.0
     """Exponent of the spacing; larger puts more steps at low noise."""
 
-    def levels(self) -> Tensor:
-        """Return the noise levels ``sigma/alpha``, float64, shape ``(steps + 1,)``, the last one 0."""
+    def levels(self, highest: float = math.inf) -> Tensor:
+        """Return the noise levels ``sigma/alpha``, float64, shape ``(steps + 1,)``, the last one 0.
+
+        Args:
+            highest: noise level at which the process ends, where that is below `sigma_max`.
+        """
         ramp = torch.linspace(0, 1, self.steps, dtype=torch.float64)
-        top, bottom = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
+        top, bottom = min(self.sigma_max, highest) ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
         return torch.cat([(top + ramp * (bottom - top)) ** self.rho, torch.zeros(1, dtype=torch.float64)])
 
     def times(self, process: Process) -> Tensor:
-        """Return the times of the process at `levels`, float64."""
-        return process.time_of(self.levels()).clamp(max=process.t_max)
+        """Return the times of the process at `levels`, float64, shape ``(steps + 1,)``."""
+        end = process.coefficients(torch.tensor([process.t_max], dtype=torch.float64))
+        levels = self.levels(float(end.sigma / end.alpha))
+        return process.time_of(levels).clamp(max=process.t_max)
 
     def sample(self, denoiser: Denoiser, noise: Noise, cond: Conditions) -> Tensor:
         """Solve from pure noise to data."""

@@ -80,7 +80,7 @@ def resolve_device(name: str) -> torch.device:
 def build_denoiser(recipe: Recipe, shape: tuple[int, ...], classes: int, seed: int | None = None) -> Denoiser:
     """Return a fresh denoiser of a recipe, its parameters drawn from a stream of their own."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(recipe.seed if seed is None else seed, "init"))
+        torch.manual_seed(derive(recipe.seed if seed is None else seed, recipe.objective.name, "init"))
         network = recipe.network.build(shape, classes)
     return Denoiser(network, recipe.process, recipe.parameterization)
 
@@ -118,8 +118,22 @@ def train(
     """
     loop = _Loop(recipe, dataset, folder, teacher, teacher_run)
     loop.resume()
-    with cpu_threads(recipe.trainer, loop.denoiser):
+    devices = [loop.device] if loop.device.type == "cuda" else []
+    with cpu_threads(recipe.trainer, loop.denoiser), torch.random.fork_rng(devices=devices):
         return loop.run(progress, title, resume or folder)
+
+
+def check_same_data(saved: checkpoint.Checkpoint, dataset: Dataset) -> None:
+    """Refuse data that are not those of a checkpoint.
+
+    Raises:
+        CheckpointError: naming the data.
+    """
+    if saved.meta.get("data_digest") != dataset.digest:
+        raise CheckpointError(
+            f"{saved.folder} was trained on other data: '{dataset.spec.name}' has changed since",
+            "restore the data, or start a new run",
+        )
 
 
 SMALL = 10_000_000
@@ -152,6 +166,7 @@ class _Loop:
     ) -> None:
         self.recipe, self.trainer, self.dataset, self.folder = recipe, recipe.trainer, dataset, folder
         self.checkpoints = folder / "checkpoints"
+        self.key = (recipe.seed, recipe.objective.name)  # a teacher and its student draw different numbers
         self.device = resolve_device(self.trainer.device)
         self.teacher_run = None if teacher_run is None else dict(teacher_run)
         self.denoiser = build_denoiser(recipe, dataset.spec.shape, len(dataset.spec.classes)).to(self.device)
@@ -161,12 +176,13 @@ class _Loop:
                 checkpoint.load_into(self.denoiser, teacher.state_dict(), "the teacher")
         setup = Setup(self.denoiser, dataset.spec, teacher, self.trainer.tangent_pass, self.trainer.compile)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(recipe.seed, "objective"))
+            torch.manual_seed(derive(*self.key, "objective"))
             self.objective = recipe.objective.build(setup).to(self.device)
         self.average = copy.deepcopy(self.denoiser).eval().requires_grad_(False)
         self.nets: dict[str, Any] = {"model": self.denoiser}
         for name, module in self.objective.named_children():
             self.nets.setdefault(name, module)
+        self._check_ownership(teacher)
         self.parameters = {phase.name: self._parameters(phase) for phase in self.objective.phases}
         self.optimizers = {phase.name: self._optimizer(phase) for phase in self.objective.phases}
         if self.trainer.compile:
@@ -190,11 +206,7 @@ class _Loop:
                 f"{found} was trained with another teacher than the one that is there now",
                 "name the teacher it was trained with by --teacher, or start a new run",
             )
-        if saved.meta.get("data_digest") != self.dataset.digest:
-            raise CheckpointError(
-                f"{found} was trained on other data: the content of '{self.dataset.spec.name}' has changed since",
-                "restore the data, or start a new run",
-            )
+        check_same_data(saved, self.dataset)
         checkpoint.load_into(self.denoiser, saved.tensors("model", self.device), str(found))
         checkpoint.load_into(self.average, saved.tensors("ema", self.device), str(found))
         if list(self.objective.state_dict()):
@@ -236,8 +248,8 @@ class _Loop:
         found = checkpoint.latest(self.checkpoints)
         if self.step >= total and found is not None:
             return found
-        batches = iter(_loader(self.dataset, self.trainer, self.recipe.seed, self.step))
-        log = _Log(self.folder, self.trainer)
+        batches = iter(_loader(self.dataset, self.trainer, derive(*self.key, "order"), self.step, self.device))
+        log = _Log(self.folder, self.trainer, self.step)
         with progress.task(title, total, self.step) as task, _interruptible() as stop, log:
             while self.step < total:
                 start = time.perf_counter()
@@ -246,7 +258,7 @@ class _Loop:
                 elapsed = time.perf_counter() - start
                 self.seconds += elapsed
                 self.step_seconds.append(elapsed)
-                task.update(self.step, float(figures["loss"]))
+                task.update(self.step, figures.get("loss"))
                 if self.step % self.trainer.log_every == 0 or self.step == total:
                     log.write({"step": self.step, "seconds": round(self.seconds, 3), **figures})
                 if self.step % self.trainer.checkpoint_every == 0 or self.step == total or stop:
@@ -262,8 +274,8 @@ class _Loop:
     def take_step(self, batch: tuple[Tensor, Tensor]) -> dict[str, float]:
         """Take one optimizer step of every phase that is due, and return the figures to log."""
         figures: dict[str, float] = {}
-        torch.manual_seed(derive(self.recipe.seed, "dropout", self.step))
-        rng = generator(self.recipe.seed, "loss", self.step)
+        torch.manual_seed(derive(*self.key, "dropout", self.step))
+        rng = generator(*self.key, "loss", self.step)
         for phase in self.objective.phases:
             if self.step % phase.every:
                 continue
@@ -286,19 +298,20 @@ class _Loop:
             if not math.isfinite(norm):
                 raise DivergenceError(
                     f"the gradient of {self.recipe.objective.name} is not finite at step {self.step + 1}",
-                    _ADVICE,
+                    self._advice(),
                 )
             optimizer.step()
             prefix = "" if len(self.objective.phases) == 1 else f"{phase.name}_"
             figures |= {f"{prefix}loss": loss, f"{prefix}gradient_norm": norm, f"{prefix}learning_rate": rate}
-        figures.setdefault("loss", next(value for name, value in figures.items() if name.endswith("loss")))
+        if figures and "loss" not in figures:
+            figures["loss"] = next(value for name, value in figures.items() if name.endswith("_loss"))
         self._average()
         return figures
 
     def _parts(self, batch: tuple[Tensor, Tensor]) -> Iterator[Batch]:
         """Scale a batch, vary it, move it to the device and cut it into the parts of the accumulation."""
         rendered, labels = batch
-        rng = generator(self.recipe.seed, "augment", self.step)
+        rng = generator(*self.key, "augment", self.step)
         rendered = self.recipe.data.augmentation.apply(rendered, rng)
         x0 = self.dataset.spec.scale(rendered, self.recipe.process.sigma_data).to(self.device, non_blocking=True)
         label = labels.to(self.device, non_blocking=True) if self.dataset.spec.classes else None
@@ -324,7 +337,7 @@ class _Loop:
         """Stop at the first figure that is not finite; nothing is masked."""
         if bool(torch.isfinite(result.total)) and all(bool(torch.isfinite(v).all()) for v in result.logs.values()):
             return
-        figures = {"loss": result.per_sample, **result.logs}
+        figures = {**result.logs, "loss": result.per_sample}
         name, bad = next(
             ((name, ~torch.isfinite(value)) for name, value in figures.items() if not torch.isfinite(value).all()),
             ("weight", torch.ones_like(result.per_sample, dtype=torch.bool)),
@@ -334,8 +347,35 @@ class _Loop:
             f"{name.replace('_', ' ')} of {self.recipe.objective.name} is not finite at step {self.step + 1}"
             f" (phase {phase.name}), for {int(bad.sum())} of {len(bad)} samples",
             f"their TrigFlow times lie in [{float(times.min()):.4f}, {float(times.max()):.4f}] of [0, 1.5708]",
-            _ADVICE,
+            self._advice(),
         )
+
+    def _check_ownership(self, teacher: Denoiser | None) -> None:
+        """Refuse an objective that owns the model, or parameters that no phase moves: a mistake of its author.
+
+        Raises:
+            TypeError: naming the module or parameter.
+        """
+        lent = {id(module) for module in (self.denoiser, teacher) if module is not None}
+        for name, module in self.objective.named_modules():
+            if id(module) in lent:
+                raise TypeError(
+                    f"{type(self.objective).__name__}.{name} makes the model a part of the objective: read it"
+                    " from self.setup, which does not own it"
+                )
+        moved = {name for phase in self.objective.phases for name in (*phase.own, *phase.nets)}
+        for name, parameter in self.objective.named_parameters():
+            if parameter.requires_grad and name.partition(".")[0] not in moved:
+                raise TypeError(
+                    f"no phase of {type(self.objective).__name__} moves its parameter {name}: name"
+                    f" '{name.partition('.')[0]}' in Phase(own=...) or Phase(nets=...)"
+                )
+
+    def _advice(self) -> str:
+        more = ""
+        if hasattr(self.recipe.objective, "warmup"):
+            more = ", a longer objective.warmup, a lower and broader objective.proposal, tangent normalization l2"
+        return f"try a lower trainer.learning_rate, trainer.clip{more}; the run keeps its last checkpoint"
 
     def _parameters(self, phase: Phase) -> list[nn.Parameter]:
         modules = [self.denoiser if name == "model" else getattr(self.objective, name) for name in phase.nets]
@@ -344,12 +384,6 @@ class _Loop:
 
     def _optimizer(self, phase: Phase) -> torch.optim.Optimizer:
         return make_optimizer(_options(self.trainer, phase), self.parameters[phase.name])
-
-
-_ADVICE = (
-    "try a lower trainer.learning_rate, trainer.clip, a longer objective.warmup, or tangent normalization l2;"
-    " the run keeps its last checkpoint"
-)
 
 
 _NOT_FOR_US = frozenset({"Optimizer", "LBFGS", "SparseAdam"})
@@ -376,7 +410,7 @@ def make_optimizer(trainer: Trainer, parameters: Sequence[nn.Parameter]) -> torc
         )
     try:
         return found(parameters, lr=trainer.learning_rate, **trainer.optimizer_options)  # type: ignore[call-arg]
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # a constructor fed with what the user wrote: whatever it says, it is about that
         taken = [p for p in inspect.signature(found).parameters if p not in ("params", "lr")]
         raise OptionError(
             [f"optimizer {found.__name__} refuses trainer.optimizer_options: {error}"],
@@ -462,7 +496,7 @@ class _Order:
         return order
 
 
-def _loader(dataset: Dataset, trainer: Trainer, seed: int, start: int) -> DataLoader[Any]:
+def _loader(dataset: Dataset, trainer: Trainer, seed: int, start: int, device: torch.device) -> DataLoader[Any]:
     return DataLoader(
         _Indexed(dataset),
         batch_sampler=_Order(len(dataset.train), trainer.batch_size, seed, start),
@@ -470,6 +504,8 @@ def _loader(dataset: Dataset, trainer: Trainer, seed: int, start: int) -> DataLo
         num_workers=trainer.workers,
         persistent_workers=trainer.workers > 0,
         multiprocessing_context="spawn" if trainer.workers else None,
+        worker_init_fn=_leave_interrupts,
+        pin_memory=device.type == "cuda",
     )
 
 
@@ -477,21 +513,34 @@ def _as_is(items: Any) -> Any:
     return items
 
 
+def _leave_interrupts(worker: int) -> None:
+    """Leave Ctrl-C to the loop: it reaches every process, and a worker that dies of it would take the loop along."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def need_tensorboard() -> Any:
+    """Return TensorBoard's writer class.
+
+    Raises:
+        UnavailableError: if the package is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UnavailableError(
+            "trainer.tensorboard needs the package tensorboard", 'install it with: pip install "scmreg[tensorboard]"'
+        ) from None
+    return SummaryWriter
+
+
 class _Log:
     """Lines of ``metrics.jsonl``, and TensorBoard if asked."""
 
-    def __init__(self, folder: Path, trainer: Trainer) -> None:
+    def __init__(self, folder: Path, trainer: Trainer, start: int) -> None:
         self.path = folder / "metrics.jsonl"
         self.board: Any = None
         if trainer.tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise UnavailableError(
-                    "trainer.tensorboard needs the package tensorboard",
-                    'install it with: pip install "scmreg[tensorboard]"',
-                ) from None
-            self.board = SummaryWriter(str(folder / "tensorboard"))
+            self.board = need_tensorboard()(str(folder / "tensorboard"), purge_step=start)
 
     def __enter__(self) -> _Log:
         self.file = self.path.open("a", encoding="utf-8")

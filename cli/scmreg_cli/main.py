@@ -62,7 +62,7 @@ Set = Annotated[
     typer.Option(
         "--set",
         "-s",
-        help="Set any option of the recipe, at any depth: [cyan]objective.weighting.channels=8[/].",
+        help="Set any option of the recipe, at any depth: [cyan]objective.proposal.p_mean=-1[/].",
         metavar="PATH=VALUE",
         autocompletion=completion.settings,
     ),

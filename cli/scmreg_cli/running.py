@@ -73,20 +73,28 @@ def run(
 def compose(source: str | None, chosen: Mapping[str, Any], settings: Sequence[str]) -> Recipe:
     """Build a recipe from a file, selectors and settings, in this order of precedence."""
     tree = recipe.read(source) if source else {}
+    chosen = dict(chosen)
+    if "trainer.precision" in chosen:  # the flag means the whole run
+        chosen["teacher.trainer.precision"] = chosen["trainer.precision"]
+    if chosen.get("teacher.source", "auto") != "auto":
+        chosen["teacher.source"] = str(Path(chosen["teacher.source"]).expanduser().absolute())
     # Outer components first: choosing an objective must not wipe out the weighting that was chosen inside it.
     for path in sorted(chosen, key=lambda path: path.count(".")):
         recipe.set_path(tree, path, chosen[path])
     recipe.apply_settings(tree, settings)
-    return Recipe.from_tree(tree)
+    made = Recipe.from_tree(tree)
+    if "teacher.source" in chosen and not made.objective.needs_teacher:
+        raise OptionError([f"--teacher is of no use: objective '{made.objective.name}' needs no teacher"])
+    return made
 
 
 def report(summary: Mapping[str, Any], *, as_json: bool) -> None:
     """Print the summary of a run: a table, or one line of JSON with the table on stderr."""
     out = Console(stderr=as_json, width=None if (sys.stderr if as_json else sys.stdout).isatty() else 120)
     rows: list[tuple[str, Mapping[str, Any]]] = []
-    if summary["floor"]:
+    if summary.get("floor"):
         rows.append(("real data, two halves", summary["floor"]))
-    if summary["teacher"]:
+    if summary.get("teacher"):
         rows.append(("teacher" if summary["student"] else summary["objective"], summary["teacher"]))
     rows += [(summary["objective"], entry) for entry in summary["student"]]
     figures = list(dict.fromkeys(key for _, entry in rows for key in entry if key != "nfe"))

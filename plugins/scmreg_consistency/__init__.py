@@ -26,15 +26,13 @@ class ContinuousModule(ObjectiveModule):
     phases = (Phase("main", own=("weighting",)),)
 
     def __init__(self, objective: ContinuousConsistency, setup: Setup) -> None:
-        super().__init__()
+        super().__init__(setup)
         self.objective = objective
-        self.setup = (setup,)  # in a tuple: used, not owned
         self.weighting = objective.weighting.build(setup.denoiser.process)
 
     def loss(self, phase: str, nets: Nets, batch: Batch, step: int, rng: torch.Generator) -> Loss:
         """Return the consistency loss of one batch (Eq. 8)."""
-        (setup,) = self.setup
-        objective, denoiser = self.objective, setup.denoiser
+        objective, setup, denoiser = self.objective, self.setup, self.setup.denoiser
         process, x0 = denoiser.process, batch.x0
         t = objective.proposal.sample(process, len(x0), rng).to(x0.device)
         noise = torch.randn(x0.shape, generator=rng, device=rng.device).to(x0)

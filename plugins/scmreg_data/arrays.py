@@ -36,9 +36,13 @@ def load_array(data: Array) -> Dataset:
     """
     from scmreg_data import in_memory
 
-    arrays = _read(data.path.expanduser())
+    arrays = _read(data.path)
     x = arrays[_key(data, arrays)]
     labels = _labels(data, arrays, len(x) if x.ndim else 0)
+    if x.ndim == 2 and (data.shift or data.flip):
+        raise DataError(
+            f"{data.path} holds points, which can be neither shifted nor mirrored", "leave out data.shift, data.flip"
+        )
     if x.ndim == 2:
         return in_memory(data, _finite(data, x), labels, _names(labels), "points")
     return in_memory(data, _images(data, x), labels, _names(labels), "image")
@@ -112,7 +116,7 @@ def _labels(data: Array, arrays: dict[str, NDArray[Any]], count: int) -> Tensor 
     source = f"the labels in {data.path}"
     if data.labels is not None:
         source = f"the labels in {data.labels}"
-        beside = _read(data.labels.expanduser())
+        beside = _read(data.labels)
         found = beside.get("labels", next(iter(beside.values()), None))
     else:
         found = next((arrays[key] for key in LABEL_KEYS if key in arrays), None)

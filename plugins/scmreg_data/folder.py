@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from scmreg.data import Dataset, DataSpec, Split, TensorSplit
+from scmreg.data import Dataset, DataSpec, Split, TensorSplit, content_digest
 from scmreg.errors import DataError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def load_folder(data: Images) -> Dataset:
     """
     from scmreg_data import scale_of
 
-    root = data.path.expanduser()
+    root = data.path
     if not root.is_dir():
         raise DataError(
             f"no folder {root}",
@@ -75,12 +75,14 @@ def load_folder(data: Images) -> Dataset:
         if in_memory and len(split):
             splits.append(TensorSplit(split.bytes(range(len(split))), split.labels))
         elif in_memory:
-            splits.append(TensorSplit(torch.zeros(0, channels, data.size, data.size), split.labels))
+            splits.append(TensorSplit(torch.zeros(0, channels, data.size, data.size, dtype=torch.uint8), split.labels))
         else:
             splits.append(split)
     mean, std = scale_of(data, splits[0])
     spec = DataSpec(data.name, (channels, data.size, data.size), "image", classes, mean, std)
-    return Dataset(spec, splits[0], splits[1], _digest(root, files))
+    kept_bytes = [split.x for split in splits if isinstance(split, TensorSplit)]
+    digest = content_digest(*kept_bytes, labels) if len(kept_bytes) == 2 else _digest(root, files)
+    return Dataset(spec, splits[0], splits[1], digest)
 
 
 def _list(root: Path) -> tuple[list[Path], Tensor | None, tuple[str, ...]]:

@@ -23,16 +23,15 @@ class DiffusionModule(ObjectiveModule):
     phases = (Phase("main", own=("weighting",)),)
 
     def __init__(self, objective: Diffusion, setup: Setup) -> None:
-        super().__init__()
+        super().__init__(setup)
         self.objective = objective
-        self.formulas = (setup.denoiser,)  # in a tuple: used, not owned
         self.classes = len(setup.spec.classes)
         self.weighting = objective.weighting.build(setup.denoiser.process)
 
     def loss(self, phase: str, nets: Nets, batch: Batch, step: int, rng: torch.Generator) -> Loss:
         """Return the denoising loss of one batch."""
-        (denoiser,) = self.formulas
-        process, x0 = denoiser.process, batch.x0
+        denoiser, x0 = self.setup.denoiser, batch.x0
+        process = denoiser.process
         t = self.objective.proposal.sample(process, len(x0), rng).to(x0.device)
         noise = torch.randn(x0.shape, generator=rng, device=rng.device).to(x0)
         x = process.perturb(x0, noise, t)

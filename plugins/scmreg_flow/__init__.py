@@ -16,10 +16,11 @@ __all__ = ["Flow", "FlowVelocity"]
 class Flow(Process, name="flow"):
     """Move from data to noise in a straight line: ``x_t = (1 - t) x_0 + t noise``."""
 
-    formula = "alpha = 1 - t,  sigma = t,  0 <= t <= 1"
+    formula = "alpha = 1 - t,  sigma = t,  0 <= t < 1"
     reference = "Lipman et al. 2023 (flow matching), arXiv:2210.02747, conditional optimal transport path"
 
-    t_max = 1.0
+    # The largest float32 below 1: at 1 itself the noise level is infinite.
+    t_max = 0.9999999403953552
 
     def coefficients(self, t: Tensor) -> Coefficients:
         """Return ``1 - t``, ``t`` and their derivatives."""

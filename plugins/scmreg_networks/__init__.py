@@ -38,9 +38,11 @@ class MLP(Network, name="mlp"):
     dropout: Probability = 0.0
     """Share of hidden units that is dropped in training."""
 
-    def accepts(self, shape: tuple[int, ...]) -> str | None:
+    def fits(self, recipe: Any) -> str | None:
         """Refuse an odd width: the time embedding is half sines, half cosines."""
-        return f"width {self.width} must be even: change network.width" if self.width % 2 else None
+        if self.width % 2:
+            return f"width {self.width} must be even: change network.width"
+        return super().fits(recipe)
 
     def build(self, shape: tuple[int, ...], classes: int = 0) -> nn.Module:
         """Return the module with fresh parameters."""
@@ -81,6 +83,8 @@ class DiT(Network, name="dit"):
 
     def fits(self, recipe: Any) -> str | None:
         """Refuse an attention backend that is not there, or cannot run here."""
+        if self.width % self.heads or self.width % 4:
+            return f"width {self.width} must be a multiple of 4 and of the {self.heads} heads"
         if self.attention == "auto":
             return super().fits(recipe)
         try:
@@ -95,8 +99,6 @@ class DiT(Network, name="dit"):
             return f"network 'dit' works on images, not on samples of shape {shape}: use network mlp"
         if shape[1] % self.patch or shape[2] % self.patch:
             return f"patches of side {self.patch} do not tile images of {shape[1]}x{shape[2]}: change network.patch"
-        if self.width % self.heads or self.width % 4:
-            return f"width {self.width} must be a multiple of 4 and of the {self.heads} heads"
         return None
 
     def build(self, shape: tuple[int, ...], classes: int = 0) -> nn.Module:

@@ -56,7 +56,7 @@ class TimeEmbedding(nn.Module):
     Args:
         channels: size of the embedding, even.
         kind: ``positional`` has frequencies from 1 down to 1e-4 in geometric steps; ``fourier`` has
-            normal random ones, ``emb(c) = cos(scale 2 pi omega c + phi)``.
+            normal random ones, ``2 pi scale omega``; each has a sine and a cosine.
         scale: scale of the random frequencies.
     """
 

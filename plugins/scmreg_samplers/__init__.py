@@ -5,17 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from scmreg.component import Component
-from scmreg.coordinates import from_trig
+from scmreg.coordinates import process_time
 from scmreg.denoiser import Denoiser
 from scmreg.errors import OptionError
 from scmreg.hookspecs import hookimpl
-from scmreg.process import Process
 from scmreg.sampler import Noise, OdeSampler, Sampler
 from scmreg.types import Conditions, Count, Positive, expand
 
@@ -105,6 +104,12 @@ class Consistency(Sampler, name="consistency"):
         """One a step."""
         return self.steps
 
+    def fits(self, recipe: Any) -> str | None:
+        """Refuse to sample a model that is no consistency function."""
+        if recipe.objective.few_step or recipe.sampler is not self:
+            return None
+        return f"sampler 'consistency' needs a consistency model, which '{recipe.objective.name}' does not train"
+
     def with_steps(self, steps: int) -> Self:
         """Return the sampler with another number of steps, which chooses its times if the number differs."""
         return self if steps == self.steps else replace(self, steps=steps, times=None)
@@ -125,15 +130,10 @@ class Consistency(Sampler, name="consistency"):
         t = process.time_of(start).clamp(max=process.t_max).to(first.device, torch.float32)
         x = denoiser.consistency(process.prior(first, t), t, cond=cond)
         for draw, angle in enumerate(self.intermediate(), start=1):
-            t = self._time(process, angle, first)
+            t_hat = torch.full((len(first),), angle, dtype=torch.float64)
+            t = process_time(process, t_hat).clamp(max=process.t_max).to(first.device, torch.float32)
             x = denoiser.consistency(process.perturb(x, noise.draw(draw), t), t, cond=cond)
         return x
-
-    @staticmethod
-    def _time(process: Process, angle: float, like: Tensor) -> Tensor:
-        t_hat = torch.full((len(like),), angle, dtype=torch.float64)
-        _, t = from_trig(process, t_hat[:, None], t_hat)
-        return t.clamp(max=process.t_max).to(like.device, torch.float32)
 
 
 @hookimpl

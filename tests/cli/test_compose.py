@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -158,7 +160,7 @@ def test_short_flags_are_settings(resolved):
     assert tree["trainer"]["steps"] == 12
     assert tree["trainer"]["precision"] == "bfloat16"
     assert tree["trainer"]["device"] == "cpu"
-    assert tree["teacher"]["source"] == "some/run"
+    assert tree["teacher"]["source"] == str(Path.cwd() / "some/run")
 
 
 def test_optimizer_options(resolved):

@@ -69,7 +69,7 @@ def test_paths_set_any_depth_and_keep_what_stands_beside() -> None:
             "objective.proposal.p_mean=-0.5",
             "trainer.learning_rate=1e-4",
             "teacher.objective.proposal.p_std=2",
-            "trainer.optimizer_options.betas=[0.9, 0.99]",
+            "trainer.optimizer_options.betas=[0.9, 0.95]",
             "sampler.times=[0.9]",
         ],
     )
@@ -79,7 +79,7 @@ def test_paths_set_any_depth_and_keep_what_stands_beside() -> None:
     assert made.objective.proposal.p_mean == -0.5
     assert made.trainer.learning_rate == 1e-4
     assert made.teacher.objective.proposal.p_std == 2
-    assert made.trainer.optimizer_options == {"betas": [0.9, 0.99]}
+    assert made.trainer.optimizer_options == {"betas": [0.9, 0.95], "fused": True}  # what stands beside is kept
     assert made.sampler.times == (0.9,)
 
 

@@ -145,7 +145,7 @@ def test_averaged_weights_follow_their_half_life(tmp_path: Path) -> None:
 
 
 def test_clipping(tmp_path: Path) -> None:
-    made = recipe(clip=1e-3, optimizer="SGD", learning_rate=1.0, schedule="constant")
+    made = recipe(clip=1e-3, optimizer="SGD", learning_rate=1.0, schedule="constant", rampup=0)
     dataset = made.data.load()
     loop = _Loop(made, dataset, tmp_path, None, None)
     before = torch.cat([p.detach().clone().flatten() for p in loop.denoiser.parameters()])

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 import scmreg
+from scmreg.errors import CompositionError
+from scmreg.recipe import Recipe
 from scmreg.types import Conditions
 
 CASES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
@@ -122,14 +124,27 @@ def test_dit_takes_its_attention_from_the_registry(backend: str) -> None:
     [
         ("dit", {"patch": 3}, (1, 8, 8), "patches of side 3"),
         ("dit", {}, (2,), "use network mlp"),
-        ("dit", {"width": 36, "heads": 5}, (1, 8, 8), "5 heads"),
-        ("mlp", {"width": 33}, (2,), "even"),
     ],
 )
 def test_shapes_that_do_not_fit(name: str, options: dict[str, Any], shape: tuple[int, ...], message: str) -> None:
     reason = scmreg.networks.create(name, **options).accepts(shape)
     assert reason is not None
     assert message in reason
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("dit", {"width": 36, "heads": 5}, "5 heads"),
+        ("dit", {"attention": "flash9"}, "no attention called 'flash9'"),
+        ("mlp", {"width": 33}, "even"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_before_the_data_are_read(
+    name: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(CompositionError, match=message):
+        Recipe.from_tree({"network": {"name": name, **options}}).check()
 
 
 def test_timm_is_imported_late_and_beside_any_torchvision() -> None:
