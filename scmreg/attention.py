@@ -8,7 +8,9 @@ function of six tensors and never meets an AD level. A tangent that is absent st
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ from torch.autograd import forward_ad as fwad
 from scmreg.component import Component
 from scmreg.errors import UnavailableError
 
-__all__ = ["Attention", "AttentionOptions", "attend", "attend_jvp", "choose"]
+__all__ = ["Attention", "AttentionOptions", "Operation", "attend", "attend_jvp", "choose"]
 
 
 @dataclass(frozen=True)
@@ -32,32 +34,33 @@ class AttentionOptions:
     """Number of keys that each batch entry sees, shape ``(B,)``; a row that sees none gives zeros."""
 
 
-class Attention(Component, kind="attention"):
-    """A way to compute ``O = softmax(scale Q Kᵀ) V`` and its directional derivative.
+def takes_all(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    """Refuse nothing."""
+    return None
 
-    Shapes: ``q (B, H, L, D)``, ``k`` and ``v (B, Hk, S, D)`` with ``H`` a multiple of ``Hk``.
+
+class Operation(NamedTuple):
+    """What a backend computes with. Plain functions: the compiler does not trace methods of a frozen record.
+
+    Shapes: ``q (B, H, L, D)``, ``k`` and ``v (B, Hk, S, D)`` with ``H`` a multiple of ``Hk``; tangents have the shape
+    of their primals and are ``None`` where there is none.
     """
 
-    def refuses(self, q: Tensor, k: Tensor, v: Tensor) -> str | None:
-        """Say why the backend cannot take such tensors; ``None`` if it can."""
-        return None
+    forward: Callable[[Tensor, Tensor, Tensor, AttentionOptions], Tensor]
+    """``(q, k, v, options) -> O``, differentiable in reverse mode with respect to q, k and v."""
+    forward_jvp: Callable[..., tuple[Tensor, Tensor]]
+    """``(q, k, v, tq, tk, tv, options) -> (O, tO)``: ``O`` as above, ``tO`` without gradient, given one tangent at
+    least."""
+    refuses: Callable[[Tensor, Tensor, Tensor], str | None] = takes_all
+    """Says why such tensors cannot be taken; ``None`` if they can."""
+
+
+class Attention(Component, kind="attention"):
+    """A way to compute ``O = softmax(scale Q Kᵀ) V`` and its directional derivative."""
 
     @abstractmethod
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> Tensor:
-        """Return ``O``, differentiable in reverse mode with respect to q, k and v."""
-
-    @abstractmethod
-    def forward_jvp(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        tq: Tensor | None,
-        tk: Tensor | None,
-        tv: Tensor | None,
-        options: AttentionOptions,
-    ) -> tuple[Tensor, Tensor]:
-        """Return ``(O, tO)``: ``O`` as `forward`, ``tO`` without gradient. At least one tangent is given."""
+    def build(self) -> Operation:
+        """Return the functions that compute it."""
 
 
 def attend(
@@ -89,13 +92,13 @@ def attend(
         UnavailableError: if the backend cannot take the input; the message names one that can.
     """
     options = _options(q, k, v, scale, causal, key_lengths)
-    implementation = _implementation(backend, q, k, v)
+    operation = _operation(backend, q, k, v)
     if not is_dual(q, k, v):
-        return implementation.forward(q, k, v, options)
+        return operation.forward(q, k, v, options)
     (pq, tq), (pk, tk), (pv, tv) = (fwad.unpack_dual(x) for x in (q, k, v))
     if tq is None and tk is None and tv is None:
-        return implementation.forward(pq, pk, pv, options)
-    out, tangent = implementation.forward_jvp(pq, pk, pv, tq, tk, tv, options)
+        return operation.forward(pq, pk, pv, options)
+    out, tangent = operation.forward_jvp(pq, pk, pv, tq, tk, tv, options)
     dual: Tensor = fwad.make_dual(out, tangent.detach())
     return dual
 
@@ -118,11 +121,11 @@ def attend_jvp(
         if tx is not None and tx.shape != x.shape:
             raise ValueError(f"{name} has shape {tuple(tx.shape)}, its primal {tuple(x.shape)}")
     options = _options(q, k, v, scale, causal, key_lengths)
-    implementation = _implementation(backend, q, k, v)
+    operation = _operation(backend, q, k, v)
     if tq is None and tk is None and tv is None:
-        out = implementation.forward(q, k, v, options)
+        out = operation.forward(q, k, v, options)
         return out, torch.zeros_like(out)
-    out, tangent = implementation.forward_jvp(q, k, v, tq, tk, tv, options)
+    out, tangent = operation.forward_jvp(q, k, v, tq, tk, tv, options)
     return out, tangent.detach()
 
 
@@ -133,6 +136,8 @@ def choose(q: Tensor, k: Tensor, v: Tensor) -> tuple[str, str]:
     return "math", f"{k.shape[-2]} keys, fewer than {CHUNKED_FROM}: the whole matrix at once is quickest"
 
 
+AUTO = ("math", "chunked")
+"""Backends that ``auto`` chooses from."""
 CHUNKED_FROM = 512
 """Number of keys from which ``auto`` takes the backend with linear memory."""
 
@@ -143,42 +148,43 @@ def is_dual(*tensors: Tensor) -> bool:
     return level >= 0 and any(fwad.unpack_dual(x).tangent is not None for x in tensors)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def backend_of(name: str) -> Attention:
-    """Return the backend of a name, which stays the same; the compiler need not look into the registry for it.
+def operation_of(name: str) -> Operation:
+    """Return the operation of a backend, which stays the same from then on.
+
+    Networks ask for it when they are built: the compiler can follow the look-up of a known one, not the registry.
 
     Raises:
         UnknownComponentError: if there is none.
+        UnavailableError: if it cannot run on this machine.
     """
-    if name not in _backends:
+    if name not in _operations:
         from scmreg.registry import registry
 
-        _backends[name] = registry("attention").create(name)
-    return _backends[name]
+        made: Attention = registry("attention").create(name)
+        if reason := made.unavailable():
+            raise UnavailableError(f"attention '{name}' cannot run here: {reason}", "backend='auto' takes one that can")
+        _operations[name] = made.build()
+    return _operations[name]
 
 
-_backends: dict[str, Attention] = {}
+_operations: dict[str, Operation] = {}
 
 
-def _implementation(backend: str, q: Tensor, k: Tensor, v: Tensor) -> Attention:
+def _operation(backend: str, q: Tensor, k: Tensor, v: Tensor) -> Operation:
     name = choose(q, k, v)[0] if backend == "auto" else backend
-    implementation: Attention = backend_of(name)
-    reason = implementation.unavailable() or implementation.refuses(q, k, v)
-    if reason:
-        from scmreg.registry import registry
+    operation = _operations[name] if name in _operations else operation_of(name)
+    if reason := operation.refuses(q, k, v):
+        _refuse(name, reason, q, k, v)
+    return operation
 
-        attentions = registry("attention")
-        able = [
-            other
-            for other in attentions
-            if other != name
-            and attentions[other].unavailable() is None
-            and attentions.create(other).refuses(q, k, v) is None
-        ]
-        raise UnavailableError(
-            f"attention '{name}' cannot take this input: {reason}", f"can: {', '.join(able) or 'none'}"
-        )
-    return implementation
+
+def _refuse(name: str, reason: str, q: Tensor, k: Tensor, v: Tensor) -> NoReturn:
+    from scmreg.registry import registry
+
+    attentions = registry("attention")
+    others = (other for other in attentions if other != name and attentions[other].unavailable() is None)
+    able = [other for other in others if operation_of(other).refuses(q, k, v) is None]
+    raise UnavailableError(f"attention '{name}' cannot take this input: {reason}", f"can: {', '.join(able) or 'none'}")
 
 
 def _options(

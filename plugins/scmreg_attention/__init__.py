@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import functools
 
-from scmreg.attention import Attention, AttentionOptions
+from scmreg.attention import Attention, Operation
 from scmreg.component import Component
 from scmreg.hookspecs import hookimpl
 from scmreg.types import Count
@@ -19,22 +19,9 @@ class Math(Attention, name="math"):
     formula = "P = softmax(S), S = scale Q Kᵀ;  O = P V;  tO = (P∘tS) V - rowsum(P∘tS)∘O + P tV"
     reference = "Lu & Song 2024 (sCM), arXiv:2410.11081, App. F"
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> Tensor:
-        """Return ``O``."""
-        return explicit.forward(q, k, v, options)
-
-    def forward_jvp(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        tq: Tensor | None,
-        tk: Tensor | None,
-        tv: Tensor | None,
-        options: AttentionOptions,
-    ) -> tuple[Tensor, Tensor]:
-        """Return ``(O, tO)``."""
-        return explicit.forward_jvp(q, k, v, tq, tk, tv, options)
+    def build(self) -> Operation:
+        """Return the functions of :mod:`scmreg_attention.explicit`."""
+        return Operation(explicit.forward, explicit.forward_jvp)
 
 
 class Chunked(Attention, name="chunked"):
@@ -48,22 +35,12 @@ class Chunked(Attention, name="chunked"):
     chunk: Count = 256
     """Number of keys at a time."""
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> Tensor:
-        """Return ``O``."""
-        return chunked.forward(q, k, v, options, self.chunk)
-
-    def forward_jvp(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        tq: Tensor | None,
-        tk: Tensor | None,
-        tv: Tensor | None,
-        options: AttentionOptions,
-    ) -> tuple[Tensor, Tensor]:
-        """Return ``(O, tO)``."""
-        return chunked.forward_jvp(q, k, v, tq, tk, tv, options, self.chunk)
+    def build(self) -> Operation:
+        """Return the functions of :mod:`scmreg_attention.chunked`, with the chunk of keys given."""
+        return Operation(
+            functools.partial(chunked.forward, chunk=self.chunk),
+            functools.partial(chunked.forward_jvp, chunk=self.chunk),
+        )
 
 
 @hookimpl

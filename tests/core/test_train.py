@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 import scmreg
 from scmreg import checkpoint
@@ -175,10 +176,22 @@ def test_joint_and_separate_passes_train_alike(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["mlp", "dit"])
 @pytest.mark.parametrize("objective", ["diffusion", "scd"])
-def test_compiled_training_is_the_same(tmp_path: Path, objective: str) -> None:
-    one, reference = trained(recipe(objective), tmp_path / "a")
-    two, lines = trained(recipe(objective, compile=True), tmp_path / "b")
+def test_compiled_training_is_compiled_and_the_same(tmp_path: Path, objective: str, name: str) -> None:
+    network = {"name": name, "width": 16, "depth": 1}
+    data = {"name": "digits"} if name == "dit" else SMALL["data"]
+
+    def run(folder: str, **trainer: Any) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+        tree = {"objective": objective, "network": network, "data": data, "trainer": {**QUICK, "steps": 2, **trainer}}
+        return trained(Recipe.from_tree(tree), tmp_path / folder)
+
+    one, reference = run("a")
+    counters.clear()
+    torch.compiler.reset()
+    two, lines = run("b", compile=True)
+    assert not counters["graph_break"]
+    assert counters["stats"]["calls_captured"] > 50
     assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in reference], rel=1e-4)
     for key in one:
         torch.testing.assert_close(one[key], two[key], rtol=1e-3, atol=1e-4)

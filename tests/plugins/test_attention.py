@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad as fwad
 
 import scmreg
+from scmreg import attention
 from scmreg.attention import AttentionOptions, choose, visible
 from scmreg.errors import UnavailableError, UnknownComponentError
 
@@ -165,7 +166,10 @@ def test_gradcheck_with_forward_mode(backend: str) -> None:
 def test_chunked_does_not_depend_on_its_chunk() -> None:
     primals = tensors(CASES[5])
     options = AttentionOptions(0.5, **keywords(CASES[5]))
-    outs = [scmreg.attentions.create("chunked", chunk=chunk).forward_jvp(*primals, options) for chunk in (1, 7, 10_000)]
+    outs = [
+        scmreg.attentions.create("chunked", chunk=chunk).build().forward_jvp(*primals, options)
+        for chunk in (1, 7, 10_000)
+    ]
     for out, tangent in outs[1:]:
         torch.testing.assert_close(out, outs[0][0], rtol=1e-12, atol=1e-13)
         torch.testing.assert_close(tangent, outs[0][1], rtol=1e-12, atol=1e-13)
@@ -206,8 +210,17 @@ def test_unknown_backend_and_mismatched_tangent() -> None:
 
 
 def test_a_backend_that_refuses_names_one_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scmreg.attentions["chunked"], "refuses", lambda self, q, k, v: "not today")
+    stubborn = attention.operation_of("chunked")._replace(refuses=lambda q, k, v: "not today")
+    monkeypatch.setitem(attention._operations, "chunked", stubborn)
     q, k, v, *_ = tensors(CASES[0])
     with pytest.raises(UnavailableError, match="not today") as error:
         scmreg.attend(q, k, v, backend="chunked")
     assert "can: math" in str(error.value)
+
+
+def test_a_backend_that_cannot_run_here_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_operations", {})
+    monkeypatch.setattr(scmreg.attentions["chunked"], "unavailable", classmethod(lambda cls: "no such machine"))
+    q, k, v, *_ = tensors(CASES[0])
+    with pytest.raises(UnavailableError, match="no such machine"):
+        scmreg.attend(q, k, v, backend="chunked")
