@@ -35,11 +35,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests that take longer than ten seconds")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    # torch.func.jvp scripts a decomposition when it is first used, and torch warns of its own torch.jit.script.
-    config.addinivalue_line("filterwarnings", "ignore:`torch.jit.script` is deprecated:DeprecationWarning")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--slow"):
         return
