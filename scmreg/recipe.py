@@ -322,7 +322,11 @@ _Loader.add_implicit_resolver(
 
 def load_yaml(text: str) -> Any:
     """Read plain values from YAML; nothing else than plain values is ever built."""
-    return yaml.load(text, Loader=_Loader)
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def packaged() -> dict[str, str]:

@@ -26,6 +26,7 @@ from scmreg.discovery import LOOSE
 from scmreg.errors import CheckpointError, CompositionError, OutputError, RecipeError
 from scmreg.evaluate import Judge, Result
 from scmreg.metric import Judged
+from scmreg.optimizer import make_optimizer
 from scmreg.pictures import comparison
 from scmreg.progress import Progress
 from scmreg.recipe import Recipe, read
@@ -36,7 +37,6 @@ from scmreg.train import (
     Interrupted,
     check_same_data,
     cpu_threads,
-    make_optimizer,
     need_tensorboard,
     resolve_device,
     train,

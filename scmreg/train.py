@@ -7,15 +7,13 @@ goes on exactly as the uninterrupted run would have.
 from __future__ import annotations
 
 import copy
-import dataclasses
-import inspect
 import json
 import math
 import signal
 import statistics
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -23,8 +21,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 
 from scmreg import __version__, checkpoint
 from scmreg.data import Dataset
@@ -35,9 +31,10 @@ from scmreg.errors import (
     OptionError,
     ScmError,
     UnavailableError,
-    did_you_mean,
 )
+from scmreg.loader import loader
 from scmreg.objective import Loss, Phase, Setup
+from scmreg.optimizer import decay, load_state, make_optimizer, options_of_phase, state_tensors
 from scmreg.progress import Progress
 from scmreg.recipe import Recipe, Trainer
 from scmreg.rng import derive, generator
@@ -212,7 +209,7 @@ class _Loop:
         if list(self.objective.state_dict()):
             checkpoint.load_into(self.objective, saved.tensors("objective", self.device), str(found))
         for name, optimizer in self.optimizers.items():
-            _load_optimizer(optimizer, saved.tensors(f"optimizer-{name}"), saved.meta["optimizers"][name])
+            load_state(optimizer, saved.tensors(f"optimizer-{name}"), saved.meta["optimizers"][name])
         self.step, self.seconds = saved.step, float(saved.meta["seconds"])
         self.step_seconds = [float(saved.meta["step_seconds"])] if saved.meta["step_seconds"] else []
         _truncate(self.folder / "metrics.jsonl", self.step)
@@ -227,7 +224,7 @@ class _Loop:
             parts["objective"] = self.objective.state_dict()
         groups = {}
         for name, optimizer in self.optimizers.items():
-            parts[f"optimizer-{name}"], groups[name] = _optimizer_tensors(optimizer)
+            parts[f"optimizer-{name}"], groups[name] = state_tensors(optimizer)
         meta = {
             "scmreg": __version__,
             "recipe": self.recipe.to_tree(),
@@ -248,7 +245,7 @@ class _Loop:
         found = checkpoint.latest(self.checkpoints)
         if self.step >= total and found is not None:
             return found
-        batches = iter(_loader(self.dataset, self.trainer, derive(*self.key, "order"), self.step, self.device))
+        batches = iter(loader(self.dataset, self.trainer, derive(*self.key, "order"), self.step, self.device))
         log = _Log(self.folder, self.trainer, self.step)
         with progress.task(title, total, self.step) as task, _interruptible() as stop, log:
             while self.step < total:
@@ -280,7 +277,7 @@ class _Loop:
             if self.step % phase.every:
                 continue
             optimizer, parameters = self.optimizers[phase.name], self.parameters[phase.name]
-            rate = _options(self.trainer, phase).learning_rate * _decay(self.trainer, self.step)
+            rate = options_of_phase(self.trainer, phase).learning_rate * decay(self.trainer, self.step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.zero_grad(set_to_none=True)
@@ -383,139 +380,7 @@ class _Loop:
         return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
 
     def _optimizer(self, phase: Phase) -> torch.optim.Optimizer:
-        return make_optimizer(_options(self.trainer, phase), self.parameters[phase.name])
-
-
-_NOT_FOR_US = frozenset({"Optimizer", "LBFGS", "SparseAdam"})
-"""The base class, and optimizers that need a closure or sparse gradients."""
-
-
-def make_optimizer(trainer: Trainer, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    """Return the optimizer that the trainer names.
-
-    Raises:
-        OptionError: if torch.optim has none of that name, or it refuses its options.
-    """
-    known = {
-        name.lower(): cls
-        for name, cls in vars(torch.optim).items()
-        if inspect.isclass(cls) and issubclass(cls, torch.optim.Optimizer) and cls.__name__ not in _NOT_FOR_US
-    }
-    found = known.get(trainer.optimizer.lower())
-    names = sorted(cls.__name__ for cls in known.values())
-    if found is None:
-        raise OptionError(
-            [f"torch.optim has no optimizer '{trainer.optimizer}'{did_you_mean(trainer.optimizer, names)}"],
-            f"available: {', '.join(names)}",
-        )
-    try:
-        return found(parameters, lr=trainer.learning_rate, **trainer.optimizer_options)  # type: ignore[call-arg]
-    except Exception as error:  # a constructor fed with what the user wrote: whatever it says, it is about that
-        taken = [p for p in inspect.signature(found).parameters if p not in ("params", "lr")]
-        raise OptionError(
-            [f"optimizer {found.__name__} refuses trainer.optimizer_options: {error}"],
-            f"it takes: {', '.join(taken)}",
-        ) from None
-
-
-def _options(trainer: Trainer, phase: Phase) -> Trainer:
-    """Return the trainer with the options that differ in a phase."""
-    return dataclasses.replace(trainer, **phase.options) if phase.options else trainer
-
-
-def _decay(trainer: Trainer, step: int) -> float:
-    """Return the factor of the learning rate of a step."""
-    factor = min(1.0, (step + 1) / trainer.rampup) if trainer.rampup else 1.0
-    if trainer.schedule == "cosine":
-        return factor * 0.5 * (1 + math.cos(math.pi * step / trainer.steps))
-    if trainer.schedule == "trapezoid":
-        left = 1 - step / trainer.steps
-        return factor * min(1.0, left / trainer.decay_share) if trainer.decay_share else factor
-    if trainer.schedule == "inverse-sqrt":
-        return factor / math.sqrt(max((step + 1) / trainer.decay_from, 1.0))
-    return factor
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split the state of an optimizer into tensors and plain values."""
-    tensors, plain = {}, {}
-    for index, state in optimizer.state_dict()["state"].items():
-        for key, value in state.items():
-            if isinstance(value, Tensor):
-                tensors[f"{index}.{key}"] = value
-            else:
-                plain[f"{index}.{key}"] = value
-    return tensors, plain
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in {**tensors, **plain}.items():
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-class _Indexed(TorchDataset[Any]):
-    """Training items for a loader: a batch of indices at a time."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.split = dataset.train
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        labels = self.split.labels
-        chosen = torch.zeros(0) if labels is None else labels[torch.as_tensor(indices)]
-        return self.split.__getitems__(indices), chosen
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.__getitems__([index])
-
-
-class _Order:
-    """Batches of indices from step ``start`` on: one permutation after the other, cut into batches."""
-
-    def __init__(self, count: int, batch: int, seed: int, start: int) -> None:
-        self.count, self.batch, self.seed, self.start = count, batch, seed, start
-
-    def __iter__(self) -> Iterator[list[int]]:
-        epoch, place = divmod(self.start * self.batch, self.count)
-        order = self._permutation(epoch)
-        while True:
-            indices: list[int] = []
-            while len(indices) < self.batch:
-                taken = order[place : place + self.batch - len(indices)]
-                indices += taken
-                place += len(taken)
-                if place == self.count:
-                    epoch, place = epoch + 1, 0
-                    order = self._permutation(epoch)
-            yield indices
-
-    def _permutation(self, epoch: int) -> list[int]:
-        order: list[int] = torch.randperm(self.count, generator=generator(self.seed, "order", epoch)).tolist()
-        return order
-
-
-def _loader(dataset: Dataset, trainer: Trainer, seed: int, start: int, device: torch.device) -> DataLoader[Any]:
-    return DataLoader(
-        _Indexed(dataset),
-        batch_sampler=_Order(len(dataset.train), trainer.batch_size, seed, start),
-        collate_fn=_as_is,
-        num_workers=trainer.workers,
-        persistent_workers=trainer.workers > 0,
-        multiprocessing_context="spawn" if trainer.workers else None,
-        worker_init_fn=_leave_interrupts,
-        pin_memory=device.type == "cuda",
-    )
-
-
-def _as_is(items: Any) -> Any:
-    return items
-
-
-def _leave_interrupts(worker: int) -> None:
-    """Leave Ctrl-C to the loop: it reaches every process, and a worker that dies of it would take the loop along."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return make_optimizer(options_of_phase(self.trainer, phase), self.parameters[phase.name])
 
 
 def need_tensorboard() -> Any:

@@ -15,10 +15,12 @@ import scmreg
 from scmreg import checkpoint
 from scmreg.data import Augmentation
 from scmreg.errors import DivergenceError, OptionError, UnavailableError
+from scmreg.loader import Order
 from scmreg.objective import Loss
+from scmreg.optimizer import decay, make_optimizer
 from scmreg.progress import Progress
 from scmreg.recipe import Recipe, Trainer
-from scmreg.train import _decay, _Loop, _Order, build_denoiser, make_optimizer, resolve_device, train
+from scmreg.train import _Loop, build_denoiser, resolve_device, train
 
 SMALL = {
     "network": {"name": "mlp", "width": 16, "depth": 1},
@@ -43,7 +45,7 @@ def trained(made: Recipe, folder: Path) -> tuple[dict[str, torch.Tensor], list[d
 
 def test_schedules() -> None:
     def factor(step: int, **options: Any) -> float:
-        return _decay(Trainer(steps=100, **options), step)
+        return decay(Trainer(steps=100, **options), step)
 
     assert factor(0) == 1
     assert factor(50) == pytest.approx(0.5)
@@ -59,15 +61,15 @@ def test_schedules() -> None:
 
 def test_every_item_is_seen_once_an_epoch_from_any_step() -> None:
     batches = []
-    for batch, _ in zip(_Order(10, 4, seed=0, start=0), range(25), strict=False):
+    for batch, _ in zip(Order(10, 4, seed=0, start=0), range(25), strict=False):
         batches.append(batch)
     stream = [index for batch in batches for index in batch]
     assert [sorted(stream[i : i + 10]) for i in range(0, 100, 10)] == [list(range(10))] * 10
     assert stream[:10] != stream[10:20]
     for start in (1, 2, 7, 20):
-        later = [batch for batch, _ in zip(_Order(10, 4, seed=0, start=start), range(3), strict=False)]
+        later = [batch for batch, _ in zip(Order(10, 4, seed=0, start=start), range(3), strict=False)]
         assert later == batches[start : start + 3]
-    big = next(iter(_Order(3, 8, seed=0, start=0)))
+    big = next(iter(Order(3, 8, seed=0, start=0)))
     assert sorted(big[:3]) == [0, 1, 2]
     assert len(big) == 8
 
