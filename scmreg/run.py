@@ -126,9 +126,12 @@ def execute(recipe: Recipe, folder: Path, dataset: Dataset, progress: Progress) 
 
     Raises:
         Interrupted: after SIGINT; what is done stays done.
-        OutputError: if the disk is full or read-only.
+        OutputError: if the disk is full or read-only, or another process works on the run.
         ScmError: whatever else is wrong.
     """
+    lock = FileLock(folder / ".lock")
+    if not _lock_at_once(lock):
+        raise OutputError(f"another process is working on {folder}", "wait for it, or stop it first")
     try:
         return _execute(recipe, folder, dataset, progress)
     except KeyboardInterrupt:
@@ -137,6 +140,9 @@ def execute(recipe: Recipe, folder: Path, dataset: Dataset, progress: Progress) 
         if isinstance(error, OutputError) or error.errno not in _DISK:
             raise
         raise OutputError(f"{error.filename or folder} cannot be written: {error.strerror}") from None
+    finally:
+        lock.release()
+        (folder / ".lock").unlink(missing_ok=True)
 
 
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 
 from scmreg.progress import Progress
@@ -140,6 +142,17 @@ def test_killed_while_the_student_learns(scm, workplace, whole):
     check_same(teacher_in(run.parent), teacher_in(other.parent))
     for key in ("teacher", "student"):
         assert resumed.json[key] == summary[key]
+
+
+def test_one_process_at_a_time(scm, trained, workplace):
+    shutil.copytree(trained[0].parent, workplace / "runs")
+    run = workplace / "runs" / trained[0].name
+    with FileLock(run / ".lock"):
+        result = scm("run", "--resume", run)
+    assert result.code == 2
+    assert "another process is working on" in result.err
+    assert scm("run", "--resume", run).code == 0
+    assert not (run / ".lock").exists()
 
 
 def test_killed_while_the_teacher_learns(scm, workplace, whole):
