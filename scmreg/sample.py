@@ -124,13 +124,13 @@ def draw(
     if len(seeds) != count:
         raise OptionError([f"{count} samples need {count} seeds, not {len(seeds)}"])
     device = next(denoiser.parameters()).device
+    cond = Conditions(label=None if labels is None else labels.to(device))
     parts = []
     with torch.no_grad(), (progress or Progress()).task(title, count) as task:
         for start in range(0, count, batch_size):
             stop = min(start + batch_size, count)
             noise = Noise(seeds[start:stop], spec.shape, device)
-            cond = Conditions(label=None if labels is None else labels[start:stop].to(device))
-            parts.append(sampler.sample(denoiser, noise, cond))
+            parts.append(sampler.sample(denoiser, noise, cond.slice(start, stop)))
             task.update(stop)
     return spec.render(torch.cat(parts), denoiser.process.sigma_data)
 

@@ -312,10 +312,9 @@ class _Loop:
         rendered = self.recipe.data.augmentation.apply(rendered, rng)
         x0 = self.dataset.spec.scale(rendered, self.recipe.process.sigma_data).to(self.device, non_blocking=True)
         label = labels.to(self.device, non_blocking=True) if self.dataset.spec.classes else None
-        size = math.ceil(len(x0) / self.trainer.accumulation)
+        cond, size = Conditions(label=label), math.ceil(len(x0) / self.trainer.accumulation)
         for start in range(0, len(x0), size):
-            part = slice(start, start + size)
-            yield Batch(x0[part], Conditions(label=None if label is None else label[part]))
+            yield Batch(x0[start : start + size], cond.slice(start, start + size))
 
     def _average(self) -> None:
         """Move the averaged weights towards the current ones."""
