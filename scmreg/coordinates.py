@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scmreg.process import Process
+from scmreg.process import Process, check_times
 from scmreg.types import expand
 
-__all__ = ["from_trig", "log_ratio_rate", "process_time", "to_trig", "trig_time"]
+__all__ = ["convert_point", "convert_time", "from_trig", "log_ratio_rate", "process_time", "to_trig", "trig_time"]
 
 
 def trig_time(process: Process, t: Tensor) -> Tensor:
@@ -36,6 +36,35 @@ def from_trig(process: Process, x_hat: Tensor, t_hat: Tensor) -> tuple[Tensor, T
     """Return the process's point and time of the TrigFlow point ``(x̂, t̂)``; the inverse of `to_trig`."""
     t = process_time(process, t_hat)
     return x_hat * expand(process.std(t) / process.sigma_data, x_hat), t
+
+
+def convert_time(t: Tensor, source: Process, target: Process) -> Tensor:
+    """Return the time of ``target`` with the signal-to-noise ratio that ``source`` has at ``t``, shape ``(B,)``.
+
+    Where the processes scale data differently, the ratio is what stays (sCM, Eq. 34). Past the nominal end of the
+    target its formula is continued.
+    """
+    return target.time_of(source.noise_level(t) * (target.sigma_data / source.sigma_data))
+
+
+def convert_point(x: Tensor, t: Tensor, source: Process, target: Process) -> tuple[Tensor, Tensor]:
+    """Return the point and time of ``target`` for a point ``x`` of shape ``(B, ...)`` of ``source`` at times ``t``.
+
+    The point is made of the same noise, and of the same data in the target's scale.
+
+    Raises:
+        ValueError: if the target cannot represent a time, as EDM cannot represent pure noise.
+    """
+    check_times(source, t, x)
+    there = convert_time(t, source, target)
+    try:
+        check_times(target, there, x)
+    except ValueError:
+        raise ValueError(
+            f"t reaches to noise level {float(source.noise_level(t).max()):.6g} of process '{source.name}', which"
+            f" process '{target.name}' cannot represent: it ends at {target.highest_level:.6g}"
+        ) from None
+    return x * expand(target.std(there) / source.std(t), x), there
 
 
 def log_ratio_rate(process: Process, t: Tensor) -> Tensor:

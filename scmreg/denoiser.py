@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from scmreg.parameterization import Parameterization
+from scmreg.parameterization import Parameterization, Preconditioning
 from scmreg.process import Process, check_times
 from scmreg.types import Conditions, expand
 
-__all__ = ["Denoiser"]
+__all__ = ["Denoiser", "convert"]
 
 
 class Denoiser(nn.Module):
@@ -22,13 +22,18 @@ class Denoiser(nn.Module):
         network: called as ``network(x, c_noise, cond)``, returns the shape of ``x``.
         process: the process whose times and scale ``x`` has.
         parameterization: the meaning of the network's output.
+        classes: number of classes that the network knows; 0 for an unconditional one. Label ``classes`` means
+            "no label".
     """
 
-    def __init__(self, network: nn.Module, process: Process, parameterization: Parameterization) -> None:
+    def __init__(
+        self, network: nn.Module, process: Process, parameterization: Parameterization, classes: int = 0
+    ) -> None:
         super().__init__()
         self.network = network
         self.process = process
         self.parameterization = parameterization
+        self.classes = classes
 
     def forward(self, x: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
         """Return the raw output ``F(c_in x, c_noise)``.
@@ -38,23 +43,37 @@ class Denoiser(nn.Module):
             t: times of the process, shape ``(B,)``, float32 or float64.
             cond: what else the network is told.
         """
-        check_times(t, x)
-        c = self.parameterization.preconditioning(self.process, t)
-        time = self.parameterization.time_input(self.process, t)
+        check_times(self.process, t, x)
+        return self._evaluate(x, t, cond, self.parameterization.preconditioning(self.process, t))
+
+    def _evaluate(self, x: Tensor, t: Tensor, cond: Conditions | None, c: Preconditioning) -> Tensor:
+        time = self.parameterization.time_input(self.process, t).to(torch.promote_types(x.dtype, torch.float32))
         raw: Tensor = self.network(expand(c.c_in, x) * x, time, cond or Conditions())
         return raw
 
+    def predict(self, x: Tensor, t: Tensor, cond: Conditions | None = None) -> tuple[Tensor, Tensor]:
+        """Predict clean sample and noise ``(D, eps)`` by one evaluation of the network, each of the shape of ``x``."""
+        check_times(self.process, t, x)
+        c = self.parameterization.preconditioning(self.process, t)
+        return _combine(c, self._evaluate(x, t, cond, c), x)
+
     def data(self, x: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
         """Predict the clean sample, ``D(x, t)``."""
-        return self.predictions(self(x, t, cond), x, t)[0]
+        return self.predict(x, t, cond)[0]
 
     def noise(self, x: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
         """Predict the standard normal noise, ``(x - alpha D) / sigma``."""
-        return self.predictions(self(x, t, cond), x, t)[1]
+        return self.predict(x, t, cond)[1]
 
     def velocity(self, x: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
         """Return the probability-flow ODE's ``dx/dt = alpha' D + sigma' eps`` (sCM, Eq. 3 in TrigFlow)."""
-        return self.process.velocity(*self.predictions(self(x, t, cond), x, t), t)
+        return self.process.velocity(*self.predict(x, t, cond), t)
+
+    def v(self, x: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
+        """Predict ``v = alpha eps - sigma x_0`` (Salimans & Ho 2022)."""
+        data, noise = self.predict(x, t, cond)
+        at = self.process.coefficients(t)
+        return expand(at.alpha, x) * noise - expand(at.sigma, x) * data
 
     def score(self, x: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
         """Return the score of the marginal at ``t``, ``-eps / sigma``."""
@@ -66,7 +85,7 @@ class Denoiser(nn.Module):
         The jump is one DDIM step (sCM, Eqs. 5 and 26). At ``t = 0`` it is ``x`` itself, and the network, which may be
         singular there, is not asked.
         """
-        check_times(t, x)
+        check_times(self.process, t, x)
         clean = t == 0
         if bool(clean.all()):
             return x
@@ -84,12 +103,33 @@ class Denoiser(nn.Module):
 
     def predictions(self, raw: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return the data and noise predictions ``(D, eps)`` of a raw output ``F`` at ``(x, t)``."""
-        c = self.parameterization.preconditioning(self.process, t)
-        return (
-            expand(c.c_skip, x) * x + expand(c.c_out, x) * raw,
-            expand(c.n_skip, x) * x + expand(c.n_out, x) * raw,
-        )
+        return _combine(self.parameterization.preconditioning(self.process, t), raw, x)
 
     def unit_velocity(self, raw: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """Return TrigFlow's ``F̂ = cos(t̂) eps - sin(t̂) D / sigma_data`` of a raw output ``F`` at ``(x, t)``."""
         return self.parameterization.unit_velocity(self.process, raw, x, t)
+
+
+def convert(denoiser: Denoiser, to: Process) -> Denoiser:
+    """Return the same model under another process, exactly: the same network, asked no more often.
+
+    A point of the new process, converted to the old one (:func:`scmreg.coordinates.convert_point`), has the same
+    predictions, in the scale of data that the new process has. Parameters are shared, not copied.
+
+    Args:
+        denoiser: the model.
+        to: the process that it shall run under.
+    """
+    if to == denoiser.process:
+        return denoiser
+    made = Denoiser(
+        denoiser.network, to, denoiser.parameterization.under(denoiser.process, to), classes=denoiser.classes
+    )
+    return made.train(denoiser.training)
+
+
+def _combine(c: Preconditioning, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    return (
+        expand(c.c_skip, x) * x + expand(c.c_out, x) * raw,
+        expand(c.n_skip, x) * x + expand(c.n_out, x) * raw,
+    )

@@ -16,9 +16,13 @@ from torch import Tensor
 from scmreg.component import Component
 from scmreg.coordinates import trig_time
 from scmreg.process import Process
+from scmreg.registry import registry
 from scmreg.types import expand
 
-__all__ = ["Parameterization", "Preconditioning"]
+__all__ = ["Parameterization", "Preconditioning", "Prediction"]
+
+LARGEST = 1e5
+"""Size of the terms of ``D``, in standard deviations of the data, from which float32 leaves less than two digits."""
 
 
 class Preconditioning(NamedTuple):
@@ -48,8 +52,7 @@ class Parameterization(Component, kind="parameterization"):
             return trig_time(process, t)
         if self.c_noise == "1000t":
             return 1000 * t
-        at = process.coefficients(t)
-        return torch.log(at.sigma / at.alpha) * (0.25 if self.c_noise == "edm" else 1.0)
+        return torch.log(process.noise_level(t)) * (0.25 if self.c_noise == "edm" else 1.0)
 
     def unit_velocity(self, process: Process, raw: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """Return TrigFlow's velocity ``F̂ = cos(t̂) eps - sin(t̂) D / sigma_data`` of a raw output ``F`` at ``(x, t)``.
@@ -70,11 +73,50 @@ class Parameterization(Component, kind="parameterization"):
             and torch.allclose(c.c_out, torch.zeros_like(c.c_out), rtol=0, atol=1e-12)
         )
 
+    def pole(self, process: Process) -> str | None:
+        """Say at which end of the process ``D = c_skip x + c_out F`` is lost: unbounded, or a difference of terms that
+        cancel beyond the precision of float32; ``None`` if it is bounded on the whole closed interval.
+        """
+        ends = torch.tensor([0.0, process.t_max], dtype=torch.float64)
+        c = self.preconditioning(process, ends)
+        size = torch.maximum((c.c_skip * process.std(ends)).abs(), c.c_out.abs()) / process.sigma_data
+        lost = ~(size < LARGEST)
+        names = [name for name, bad in zip(("t = 0", "pure noise"), lost.tolist(), strict=True) if bad]
+        return " and ".join(names) or None
+
+    def under(self, process: Process, to: Process) -> Parameterization:
+        """Return the parameterization under which a network that was trained with this one under ``process`` is, raw
+        output for raw output, the same model under the process ``to`` (sCM, App. B).
+        """
+        if to == process:
+            return self
+        made: Parameterization = registry("parameterization").create("converted", of=self, process=process)
+        return made
+
     def fits(self, recipe: Any) -> str | None:
-        """Refuse a consistency objective whose boundary condition would not hold."""
-        if recipe.objective.needs_boundary and not self.has_boundary(recipe.process):
+        """Refuse a consistency objective whose boundary condition would not hold, or whose function has a pole."""
+        if not recipe.objective.needs_boundary:
+            return None
+        what, process = f"parameterization '{self.name}'", recipe.process
+        if not self.has_boundary(process):
             return (
-                f"objective '{recipe.objective.name}' needs f(x, 0) = x, which parameterization '{self.name}' does not"
-                f" give under process '{recipe.process.name}'"
+                f"objective '{recipe.objective.name}' needs f(x, 0) = x, which {what} does not give under process"
+                f" '{process.name}'"
+            )
+        if end := self.pole(process):
+            return (
+                f"objective '{recipe.objective.name}' needs f(x, t) at every time, but {what} has a pole at {end} of"
+                f" process '{process.name}'"
             )
         return None
+
+
+class Prediction(Parameterization):
+    """A parameterization that is named after what the network predicts; its input may be taken as it is."""
+
+    scale_input: bool = True
+    """Whether the network's input is scaled to unit variance (c_in = 1/v); if not, c_in = 1, as in DDPM."""
+
+    def input_scale(self, process: Process, t: Tensor) -> Tensor:
+        """Return ``c_in`` at times ``t``, shape ``(B,)``."""
+        return 1 / process.std(t) if self.scale_input else torch.ones_like(t)

@@ -47,19 +47,35 @@ class Process(Component, kind="process"):
         """Return alpha, sigma and their derivatives at times ``t`` of shape ``(B,)``."""
 
     def time_of(self, ratio: Tensor) -> Tensor:
-        """Return the time at which ``sigma/alpha`` is ``ratio``, by bisection in float64; shape ``(B,)`` as given.
+        """Return the time at which the noise level ``sigma/alpha`` is ``ratio``, shape ``(B,)`` as given.
 
-        Ratios past the end of the process give ``t_max``.
+        By bisection in float64, unless the process has a closed form; differentiable in either case. Ratios past the
+        end of the process give ``t_max``.
         """
         low = torch.zeros_like(ratio, dtype=torch.float64)
         high = torch.full_like(low, self.t_max)
-        target = ratio.to(torch.float64)
+        fixed = ratio.detach()
+        target = fixed.to(torch.float64)
         for _ in range(64):
             middle = (low + high) / 2
             at = self.coefficients(middle)
             below = at.sigma < target * at.alpha
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return high.to(ratio.dtype)
+        at = self.coefficients(high)
+        slope = at.alpha**2 / (at.alpha * at.sigma_prime - at.alpha_prime * at.sigma)
+        # Bisection alone has no derivative; this term is zero in value and carries the one of the inverse function.
+        change = torch.where(torch.isfinite(ratio), ratio - fixed, 0.0)
+        return high.to(ratio.dtype) + slope.to(ratio.dtype) * change
+
+    def noise_level(self, t: Tensor) -> Tensor:
+        """Return ``sigma/alpha``, which grows from 0 and is the same in every process after conversion; shape ``(B,)``."""
+        at = self.coefficients(t)
+        return at.sigma / at.alpha
+
+    @property
+    def highest_level(self) -> float:
+        """The noise level at the end of the process."""
+        return float(self.noise_level(torch.tensor([self.t_max], dtype=torch.float64)))
 
     def std(self, t: Tensor) -> Tensor:
         """Return the standard deviation of ``x_t``, ``sqrt(alpha² sigma_data² + sigma²)``, shape ``(B,)``."""
@@ -79,27 +95,44 @@ class Process(Component, kind="process"):
             noise: standard normal, the shape of ``x0``.
             t: times, shape ``(B,)``.
         """
-        at = self.coefficients(check_times(t, x0))
+        at = self.coefficients(check_times(self, t, x0))
         return expand(at.alpha, x0) * x0 + expand(at.sigma, x0) * noise
 
     def velocity(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return the conditional velocity ``dx_t/dt = alpha' x_0 + sigma' noise``, the shape of ``x0``."""
-        at = self.coefficients(check_times(t, x0))
+        at = self.coefficients(check_times(self, t, x0))
         return expand(at.alpha_prime, x0) * x0 + expand(at.sigma_prime, x0) * noise
 
     def prior(self, noise: Tensor, t: Tensor) -> Tensor:
         """Scale standard normal ``noise`` to the marginal standard deviation at ``t``: where sampling starts."""
-        return expand(self.std(check_times(t, noise)), noise) * noise
+        return expand(self.std(check_times(self, t, noise)), noise) * noise
 
 
-def check_times(t: Tensor, x: Tensor) -> Tensor:
-    """Return ``t`` if it is a vector of one time per sample in float32 or float64.
+def check_times(process: Process, t: Tensor, x: Tensor) -> Tensor:
+    """Return ``t`` if it holds one time of the process per sample, in float32 or float64.
+
+    The values are looked at where that is free of waiting: on the CPU, outside of `torch.compile` and `torch.vmap`.
 
     Raises:
-        ValueError: if it is of half precision, in which a time embedding loses its derivative, or of another length.
+        ValueError: if it is of half precision, in which a time embedding loses its derivative, of another length, or
+            outside of ``[0, t_max]``.
     """
     if t.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"t is {t.dtype}: times must be float32 or float64, half precision ruins the tangent")
     if t.shape != x.shape[:1]:
-        raise ValueError(f"t has shape {tuple(t.shape)}, but x has {x.shape[0]} samples: give one time per sample")
+        raise ValueError(
+            f"t has shape {tuple(t.shape)}, but x has {x.shape[0]} samples: give one time per sample, shape (B,)"
+        )
+    if t.device.type != "cpu" or torch.compiler.is_compiling():
+        return t
+    lowest, highest = torch.aminmax(t.detach()) if t.numel() else (t.sum(), t.sum())
+    try:
+        inside = bool(lowest >= 0) and bool(highest <= process.t_max * (1 + 1e-6))
+    except RuntimeError:  # under vmap there are no values to look at
+        return t
+    if not inside:
+        raise ValueError(
+            f"t reaches from {float(lowest):.6g} to {float(highest):.6g}, outside of the times of process"
+            f" '{process.name}', which go from 0 (data) to {process.t_max:.6g} (noise)"
+        )
     return t

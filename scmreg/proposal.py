@@ -9,6 +9,7 @@ from torch import Tensor
 
 from scmreg.component import Component
 from scmreg.process import Process
+from scmreg.registry import registry
 
 __all__ = ["Proposal"]
 
@@ -23,6 +24,15 @@ class Proposal(Component, kind="proposal"):
     @abstractmethod
     def log_density(self, process: Process, t: Tensor) -> Tensor:
         """Return the log-density of the proposal at process times ``t``, with respect to ``t``."""
+
+    def under(self, process: Process, to: Process) -> Proposal:
+        """Return the proposal that draws, under the process ``to``, the noise levels that this one draws under
+        ``process`` (sCM, App. B, Eq. 22).
+        """
+        if to == process:
+            return self
+        made: Proposal = registry("proposal").create("converted", of=self, process=process)
+        return made
 
     def sample(self, process: Process, count: int, rng: torch.Generator) -> Tensor:
         """Draw ``count`` process times, float32, in ``(0, t_max]``."""

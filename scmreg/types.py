@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated
 
+import torch
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
@@ -58,5 +59,10 @@ class Batch:
 
 
 def expand(coefficient: Tensor, x: Tensor) -> Tensor:
-    """Give a per-sample coefficient of shape ``(B,)`` the trailing axes that broadcast it over ``x`` ``(B, ...)``."""
-    return coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim))
+    """Give a per-sample coefficient of shape ``(B,)`` the trailing axes that broadcast it over ``x`` ``(B, ...)``.
+
+    The result has the precision of ``x``, float32 at least: coefficients may be computed more precisely than they are
+    used.
+    """
+    shaped = coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim))
+    return shaped.to(torch.promote_types(x.dtype, torch.float32)) if shaped.is_floating_point() else shaped

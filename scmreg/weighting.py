@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from scmreg.component import Component
 from scmreg.process import Process
+from scmreg.registry import registry
 
 __all__ = ["Weighting", "WeightingModule"]
 
@@ -39,6 +40,15 @@ class Weighting(Component, kind="weighting"):
     @abstractmethod
     def build(self, process: Process) -> WeightingModule:
         """Return the module that weights losses under ``process``; a learned weighting holds its parameters."""
+
+    def under(self, process: Process, to: Process) -> Weighting:
+        """Return the weighting that gives, under the process ``to``, the weight that this one gives to the same noise
+        level under ``process`` (sCM, App. B, Eq. 22).
+        """
+        if to == process:
+            return self
+        made: Weighting = registry("weighting").create("converted", of=self, process=process)
+        return made
 
 
 class FixedWeight(WeightingModule):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from scmreg.component import Component
 from scmreg.hookspecs import hookimpl
-from scmreg.parameterization import Parameterization, Preconditioning
+from scmreg.parameterization import Preconditioning, Prediction
 from scmreg.process import Coefficients, Process
 
 __all__ = ["Flow", "FlowVelocity"]
@@ -32,7 +32,7 @@ class Flow(Process, name="flow"):
         return 1 / (1 + 1 / ratio)
 
 
-class FlowVelocity(Parameterization, name="flow"):
+class FlowVelocity(Prediction, name="flow"):
     """Predict the velocity of the process: ``F = alpha' x_0 + sigma' noise``."""
 
     formula = "D = (sigma' x - sigma F)/w,  eps = (alpha F - alpha' x)/w,  w = alpha sigma' - alpha' sigma,  c_in = 1/v"
@@ -47,7 +47,7 @@ class FlowVelocity(Parameterization, name="flow"):
             c_out=-at.sigma / w,
             n_skip=-at.alpha_prime / w,
             n_out=at.alpha / w,
-            c_in=1 / process.std(t),
+            c_in=self.input_scale(process, t),
         )
 
 
