@@ -63,10 +63,12 @@ class Component(Options, ABC):
         if kind:
             cls.kind = kind
         if name:
-            if "+" in name or "/" in name or name != name.strip().lower():
-                raise TypeError(f"'{name}' is no component name: lower case, without '+', '/' and spaces")
             if not cls.kind:
                 raise TypeError(f"{cls.__name__} has a name but no kind: extend Process, Objective or another kind")
+            if "/" in name or " " in name or name != name.strip().lower():
+                raise TypeError(f"'{name}' is no component name: lower case, without '/' and spaces")
+            if "+" in name and cls.kind == "objective":
+                raise TypeError(f"'{name}' is no name of an objective: '+' is for sums of them")
         cls.name = name
         super().__init_subclass__(**keywords)
 

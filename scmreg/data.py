@@ -6,7 +6,7 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from scmreg.component import Component
 from scmreg.errors import DataError
 from scmreg.rng import generator
 from scmreg.types import NonNegativeInt, Probability
+
+if TYPE_CHECKING:
+    from scmreg.law import GaussianMixture
 
 __all__ = ["Augmentation", "Data", "DataSpec", "Dataset", "Split", "TensorSplit"]
 
@@ -125,6 +128,13 @@ class Data(Component, kind="data"):
     """Share of the items that is kept from training, to measure memorization."""
     split_seed: NonNegativeInt = 0
     """Seed of the split; the same for every seed of training, so that runs are comparable."""
+
+    lawless: ClassVar[str] = "its law is not known, there are only samples of it"
+    """Why `law` returns ``None``."""
+
+    def law(self) -> GaussianMixture | None:
+        """Return the law of the data in rendered units, for data that know their own; ``None`` otherwise."""
+        return None
 
     @property
     def augmentation(self) -> Augmentation:

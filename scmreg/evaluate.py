@@ -10,17 +10,21 @@ from torch import Tensor
 
 from scmreg.data import Dataset, Split
 from scmreg.denoiser import Denoiser
-from scmreg.metric import Judged, Reference
+from scmreg.law import ExactDenoiser
+from scmreg.metric import Judged, Metric, Reference
+from scmreg.process import Process
 from scmreg.progress import Progress
 from scmreg.recipe import Evaluation, Recipe
 from scmreg.rng import derive, generator
-from scmreg.sample import draw
+from scmreg.sample import batches, draw
 from scmreg.sampler import Sampler
 
 __all__ = ["Judge", "Result", "reference_of"]
 
 MOST = 10_000
 """Real data that samples are compared with at most, unless the recipe asks for more samples."""
+FIRST = 2_000
+"""Samples whose exact counterparts are computed at most."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,9 @@ class Judge:
         self.evaluation: Evaluation = recipe.evaluation
         self.reference = reference_of(dataset, max(MOST, self.evaluation.count or 0))
         self.progress = progress
-        refused = {metric.name: metric.applies(self.reference) for metric in self.evaluation.metrics}
+        law = recipe.data.law()
+        self.law = None if law is None else law.standardized(dataset.spec)
+        refused = {metric.name: self._refuses(metric, recipe) for metric in self.evaluation.metrics}
         self.metrics = [metric for metric in self.evaluation.metrics if refused[metric.name] is None]
         if self.evaluation.metrics != Evaluation().metrics:  # chosen by someone who would miss them
             for name, reason in refused.items():
@@ -81,12 +87,26 @@ class Judge:
             figures |= metric.floor(self.reference)
         return figures
 
-    def measure(self, samples: Judged) -> dict[str, float]:
-        """Return the figures of some samples."""
+    def measure(self, samples: Judged, truth: Judged | None = None) -> dict[str, float]:
+        """Return the figures of some samples.
+
+        Args:
+            samples: what to measure.
+            truth: the first of the samples, with what they would be without error, where that is known.
+        """
         figures: dict[str, float] = {}
         for metric in self.metrics:
-            figures |= metric.measure(samples, self.reference)
+            if not metric.needs_truth:
+                figures |= metric.measure(samples, self.reference)
+            elif truth is not None:
+                figures |= metric.measure(truth, self.reference)
         return figures
+
+    def _refuses(self, metric: Metric, recipe: Recipe) -> str | None:
+        """Say why a metric means nothing here."""
+        if metric.needs_truth and self.law is None:
+            return f"data '{recipe.data.name}': {recipe.data.lawless}"
+        return metric.applies(self.reference)
 
     def judge(self, title: str, denoiser: Denoiser, sampler: Sampler) -> Result:
         """Draw as many samples as the recipe says and measure them."""
@@ -102,7 +122,25 @@ class Judge:
             title=f"sample {title}",
         ).cpu()
         judged = Judged(samples, self.labels)
-        return Result(title, sampler, judged, self.measure(judged))
+        return Result(title, sampler, judged, self.measure(judged, self._truth(judged, denoiser.process, sampler)))
+
+    def _truth(self, samples: Judged, process: Process, sampler: Sampler) -> Judged | None:
+        """Return the first `FIRST` samples beside what they would be without any error, where that is known."""
+        if self.law is None or not any(metric.needs_truth for metric in self.metrics):
+            return None
+        spec, count = self.reference.spec, min(FIRST, self.count)
+        exact = ExactDenoiser(self.law, process, len(spec.classes), rtol=1e-7, atol=1e-9)
+        seeds = range(self.evaluation.seed, self.evaluation.seed + count)
+        labels = None if self.labels is None else self.labels[:count]
+        parts = []
+        with self.progress.task("exact samples", count) as task:
+            for noise, cond in batches(exact, spec, seeds, labels, self.evaluation.batch_size):
+                part = sampler.truth(exact, noise, cond)
+                if part is None:
+                    return None
+                parts.append(part)
+                task.update(min(len(parts) * self.evaluation.batch_size, count))
+        return Judged(samples.x[:count], labels, spec.render(torch.cat(parts), process.sigma_data))
 
     def _labels(self) -> Tensor | None:
         """Return labels in the proportions of the real data."""

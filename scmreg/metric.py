@@ -23,6 +23,8 @@ class Judged:
     """Shape ``(N, *shape)``."""
     labels: Tensor | None = None
     """Classes, shape ``(N,)``; of samples the intended ones."""
+    truth: Tensor | None = None
+    """Of samples: what each would be without any error, shape ``(N, *shape)``, where the law of the data is known."""
 
     def __len__(self) -> int:
         return len(self.x)
@@ -49,6 +51,8 @@ class Metric(Component, kind="metric"):
 
     figures: ClassVar[tuple[str, ...]] = ()
     """Names of the figures that it may give."""
+    needs_truth: ClassVar[bool] = False
+    """Whether it compares each sample with what it would be without error; only for data that know their law."""
 
     def applies(self, reference: Reference) -> str | None:
         """Say why the metric means nothing on such data; ``None`` if it does mean something."""

@@ -98,15 +98,15 @@ class Parameterization(Component, kind="parameterization"):
         if not recipe.objective.needs_boundary:
             return None
         what, process = f"parameterization '{self.name}'", recipe.process
-        if not self.has_boundary(process):
-            return (
-                f"objective '{recipe.objective.name}' needs f(x, 0) = x, which {what} does not give under process"
-                f" '{process.name}'"
-            )
         if end := self.pole(process):
             return (
                 f"objective '{recipe.objective.name}' needs f(x, t) at every time, but {what} has a pole at {end} of"
                 f" process '{process.name}'"
+            )
+        if not self.has_boundary(process):
+            return (
+                f"objective '{recipe.objective.name}' needs f(x, 0) = x, which {what} does not give under process"
+                f" '{process.name}'"
             )
         return None
 

@@ -68,7 +68,7 @@ class Process(Component, kind="process"):
         return high.to(ratio.dtype) + slope.to(ratio.dtype) * change
 
     def noise_level(self, t: Tensor) -> Tensor:
-        """Return ``sigma/alpha``, which grows from 0 and is the same in every process after conversion; shape ``(B,)``."""
+        """Return ``sigma/alpha``, which grows from 0 with the time, shape ``(B,)``."""
         at = self.coefficients(t)
         return at.sigma / at.alpha
 

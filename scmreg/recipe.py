@@ -117,7 +117,8 @@ class Teacher(Options):
     """The diffusion model that is distilled, or started from."""
 
     source: str = "auto"
-    """auto: find the teacher of this very recipe, or train it; otherwise the folder of a run."""
+    """auto: find the teacher of this very recipe, or train it; exact: the solution, for data that know their own law;
+    otherwise the folder of a run."""
     objective: Objective = Objective.default("diffusion")
     """What the teacher is trained by."""
     trainer: Trainer = None  # type: ignore[assignment]
@@ -138,7 +139,7 @@ class Evaluation(Options):
     teacher_sampler: Sampler = Sampler.default("heun")
     """Sampler of the diffusion model that a few-step model is compared with."""
     metrics: tuple[Metric, ...] = Metric.defaults(
-        "frechet", "precision-recall", "accuracy", "memorization", "sliced-wasserstein"
+        "frechet", "precision-recall", "accuracy", "memorization", "sliced-wasserstein", "trajectory-error"
     )
     """What is measured, where it applies to the data."""
     count: Annotated[int, Ge(2)] | None = None
@@ -226,6 +227,16 @@ class Recipe(Options):
         """Return the recipe as YAML."""
         return yaml.safe_dump(self.to_tree(), sort_keys=False, allow_unicode=True)
 
+    @property
+    def trains_with_teacher(self) -> bool:
+        """Whether the teacher is a trained model, not the solution itself, nor none."""
+        return self.objective.needs_teacher and self.teacher.source != "exact"
+
+    @property
+    def starts_from_teacher(self) -> bool:
+        """Whether training starts from the weights of the teacher, which an exact one has not."""
+        return self.objective.starts_from_teacher and self.trains_with_teacher
+
     def components(self) -> tuple[Component, ...]:
         """Return every component of the tree that this run uses, outermost first."""
         used: list[Options] = [self]
@@ -235,7 +246,7 @@ class Recipe(Options):
             if isinstance(current, Component):
                 found.append(current)
             for option in options.options_of(type(current)):
-                if isinstance(current, Recipe) and option.name == "teacher" and not self.objective.needs_teacher:
+                if isinstance(current, Recipe) and option.name == "teacher" and not self.trains_with_teacher:
                     continue
                 value = getattr(current, option.name)
                 used += [
@@ -260,8 +271,15 @@ class Recipe(Options):
                 reasons.append(reason)
         if spec is not None and (reason := self.network.accepts(spec.shape)):
             reasons.append(reason)
+        if spec is not None:
+            samplers = (self.sampler, self.evaluation.teacher_sampler)
+            reasons += [reason for sampler in samplers if (reason := sampler.accepts(spec))]
+        if self.objective.needs_teacher and self.teacher.source == "exact" and self.data.law() is None:
+            reasons.append(
+                f"an exact teacher needs data that know their own law, unlike '{self.data.name}': {self.data.lawless}"
+            )
         taught = self.teacher.objective
-        if self.objective.needs_teacher and (taught.few_step or taught.needs_teacher):
+        if self.trains_with_teacher and (taught.few_step or taught.needs_teacher):
             reasons.append(f"teacher.objective is '{taught.name}': a teacher is a diffusion model without a teacher")
         if reasons:
             raise CompositionError(reasons[0], *reasons[1:])

@@ -13,6 +13,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,12 @@ from filelock import FileLock, Timeout
 
 import scmreg
 from scmreg import checkpoint
-from scmreg.data import Dataset
+from scmreg.data import Dataset, DataSpec
 from scmreg.denoiser import Denoiser
 from scmreg.discovery import LOOSE
 from scmreg.errors import CheckpointError, CompositionError, OutputError, RecipeError
 from scmreg.evaluate import Judge, Result
+from scmreg.law import ExactDenoiser
 from scmreg.metric import Judged
 from scmreg.optimizer import make_optimizer
 from scmreg.pictures import comparison
@@ -42,7 +45,7 @@ from scmreg.train import (
     train,
 )
 
-__all__ = ["evaluate_run", "execute", "open_folder", "prepare", "recipe_of", "teacher_of"]
+__all__ = ["TeacherModel", "evaluate_run", "execute", "open_folder", "prepare", "recipe_of", "teacher_of"]
 
 
 SHELF = "teachers"
@@ -100,7 +103,7 @@ def prepare(recipe: Recipe) -> Dataset:
     recipe.check()
     resolve_device(recipe.trainer.device)
     trainers = [recipe.trainer]
-    if recipe.objective.needs_teacher and recipe.teacher.source == "auto":
+    if recipe.trains_with_teacher and recipe.teacher.source == "auto":
         trainers.append(recipe.teacher_recipe().trainer)
     for trainer in trainers:
         make_optimizer(trainer, [_parameter()])
@@ -113,7 +116,7 @@ def prepare(recipe: Recipe) -> Dataset:
             )
     dataset = recipe.data.load()
     recipe.check(dataset.spec)
-    if recipe.objective.needs_teacher and recipe.teacher.source != "auto":
+    if recipe.trains_with_teacher and recipe.teacher.source != "auto":
         _fitting_teacher(recipe, Path(recipe.teacher.source), dataset)
     return dataset
 
@@ -151,20 +154,19 @@ _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.
 
 def _execute(recipe: Recipe, folder: Path, dataset: Dataset, progress: Progress) -> dict[str, Any]:
     start = time.perf_counter()
-    teacher_run = _teacher(recipe, folder, dataset, progress)
+    teacher = _teacher(recipe, folder, dataset, progress)
     device = str(resolve_device(recipe.trainer.device))
-    teacher = teacher_run.denoiser("ema", device) if teacher_run else None
     train(
         recipe,
         dataset,
         folder,
         progress,
-        teacher=teacher,
-        teacher_run=_identity(teacher_run, folder),
-        title="train" if teacher_run is None else f"train {recipe.objective.name}",
+        teacher=teacher.denoiser(device) if teacher else None,
+        teacher_run=teacher.identity if teacher else None,
+        title="train" if teacher is None else f"train {recipe.objective.name}",
     )
     run = load_run(folder)
-    summary = evaluate_run(run, dataset, progress, teacher_run=teacher_run, start=start)
+    summary = evaluate_run(run, dataset, progress, teacher=teacher, start=start)
     checkpoint.write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     return summary
 
@@ -174,7 +176,7 @@ def evaluate_run(
     dataset: Dataset,
     progress: Progress,
     *,
-    teacher_run: Run | None = None,
+    teacher: TeacherModel | None = None,
     start: float | None = None,
     draw: bool = True,
 ) -> dict[str, Any]:
@@ -190,11 +192,11 @@ def evaluate_run(
     judge = Judge(recipe, dataset, progress)
     model = run.denoiser("ema", device)
     with cpu_threads(recipe.trainer, model):
-        few, diffusion, floor = _judge_all(judge, model, recipe, teacher_run, device)
+        few, diffusion, floor = _judge_all(judge, model, recipe, teacher, device)
     if draw:
         _draw(run, judge, few, diffusion)
     own_seconds = run.checkpoint.meta["step_seconds"]
-    teacher_seconds = teacher_run.checkpoint.meta["step_seconds"] if teacher_run else None
+    teacher_seconds = teacher.step_seconds if teacher else None
     step_seconds = {"teacher": own_seconds}
     if recipe.objective.few_step:
         step_seconds = {"teacher": teacher_seconds, "student": own_seconds}
@@ -214,7 +216,7 @@ def evaluate_run(
 
 
 def _judge_all(
-    judge: Judge, model: Denoiser, recipe: Recipe, teacher_run: Run | None, device: str
+    judge: Judge, model: Denoiser, recipe: Recipe, teacher: TeacherModel | None, device: str
 ) -> tuple[list[Result], Result | None, dict[str, float]]:
     """Return the results of the few-step samplers and of the diffusion sampler, and the floor."""
     floor = judge.floor()
@@ -224,10 +226,9 @@ def _judge_all(
         judge.judge(f"{steps} step{'s' * (steps > 1)}", model, recipe.sampler.with_steps(steps))
         for steps in recipe.evaluation.steps
     ]
-    if teacher_run is None:
+    if teacher is None:
         return few, None, floor
-    teacher = teacher_run.denoiser("ema", device)
-    return few, _diffusion(judge, teacher, recipe.evaluation.teacher_sampler, "teacher"), floor
+    return few, _diffusion(judge, teacher.denoiser(device), recipe.evaluation.teacher_sampler, "teacher"), floor
 
 
 def _diffusion(judge: Judge, denoiser: Denoiser, sampler: Sampler, title: str) -> Result:
@@ -249,12 +250,15 @@ def _draw(run: Run, judge: Judge, few: list[Result], diffusion: Result | None) -
         comparison([(result.title, result.samples)], spec, run.folder / "samples" / f"{name}.png", rows=12)
 
 
-def _teacher(recipe: Recipe, folder: Path, dataset: Dataset, progress: Progress) -> Run | None:
-    """Return the teacher of a recipe: the run that is named, the one that the run was begun with, the cached one, or
-    one trained now.
+def _teacher(recipe: Recipe, folder: Path, dataset: Dataset, progress: Progress) -> TeacherModel | None:
+    """Return the teacher of a recipe: the exact one, the run that is named, the one that the run was begun with, the
+    cached one, or one trained now.
     """
     if not recipe.objective.needs_teacher:
         return None
+    if recipe.teacher.source == "exact":
+        progress.say(f"teacher: the exact denoiser of '{recipe.data.name}'")
+        return _exact(recipe, dataset.spec)
     if checkpoint.latest(folder / "checkpoints") is not None:
         known = teacher_of(load_run(folder), progress)
         if known is None:
@@ -262,13 +266,13 @@ def _teacher(recipe: Recipe, folder: Path, dataset: Dataset, progress: Progress)
                 f"{folder} cannot go on without the teacher that it was begun with",
                 "put the teacher back, or start a new run",
             )
-        progress.say(f"teacher: {known.folder}, with which the run was begun")
+        progress.say(f"teacher: {known.place}, with which the run was begun")
         return known
     source = recipe.teacher.source
     if source != "auto":
         run = _fitting_teacher(recipe, Path(source), dataset)
         progress.say(f"teacher: {run.folder} (step {run.checkpoint.step})")
-        return run
+        return _trained(run, recipe, folder)
     wanted = recipe.teacher_recipe()
     key = wanted.training_key(dataset.digest, code_digest(wanted))
     place = _shelf(folder) / f"{wanted.process.name}-{wanted.data.name}-{key}"
@@ -287,7 +291,7 @@ def _teacher(recipe: Recipe, folder: Path, dataset: Dataset, progress: Progress)
             train(wanted, dataset, place, progress, title="train teacher", resume=folder)
     finally:
         lock.release()
-    return load_run(place)
+    return _trained(load_run(place), recipe, folder)
 
 
 def _shelf(folder: Path) -> Path:
@@ -317,17 +321,17 @@ def _fitting_teacher(recipe: Recipe, path: Path, dataset: Dataset) -> Run:
             f"{path} was trained by '{theirs.objective.name}', a teacher must be a diffusion model",
             "train one with: scm run --objective diffusion",
         )
-    ours: list[tuple[str, Any, Any]] = [
-        ("process", recipe.process, theirs.process),
-        ("parameterization", recipe.parameterization, theirs.parameterization),
-    ]
-    if recipe.objective.starts_from_teacher:
-        ours.append(("network", recipe.network, theirs.network))
+    ours: list[tuple[str, Any, Any]] = []
+    if recipe.starts_from_teacher:
+        # As a teacher it is converted; its weights can be gone on with only where they mean the same.
+        meaning = theirs.parameterization.under(theirs.process, recipe.process)
+        ours = [("parameterization", recipe.parameterization, meaning), ("network", recipe.network, theirs.network)]
     for what, own, other in ours:
         if own != other:
             raise CompositionError(
-                f"the teacher {path} has another {what} than the recipe: {other}, not {own}",
-                f"give the run the teacher's {what}, or leave out --teacher to train a fitting one",
+                f"training cannot start from the weights of {path}: its {what} is {other} under process"
+                f" '{recipe.process.name}', not {own}",
+                f"give the run that {what}, or start from fresh weights: --set objective.start=scratch",
             )
     was, now = run.spec, dataset.spec
     if (was.shape, len(was.classes)) != (now.shape, len(now.classes)):
@@ -348,19 +352,53 @@ def _fitting_teacher(recipe: Recipe, path: Path, dataset: Dataset) -> Run:
     return run
 
 
-def _identity(teacher: Run | None, folder: Path) -> dict[str, str] | None:
-    """Return what a checkpoint says of its teacher: where it is, seen from the run, and the digest of its weights."""
-    if teacher is None:
-        return None
+@dataclass(frozen=True)
+class TeacherModel:
+    """The teacher of a run: a trained run, or the exact denoiser of the data."""
+
+    place: str
+    """Where it is, in words."""
+    identity: dict[str, str]
+    """What a checkpoint says of it: where it is, seen from the run, and the digest of its weights or its law."""
+    denoiser: Callable[[str], Denoiser]
+    """Returns the model, under the process of the student, on a device."""
+    step_seconds: float | None = None
+    """Time of a step of its training."""
+
+
+def _trained(teacher: Run, recipe: Recipe, folder: Path) -> TeacherModel:
+    """Return the teacher that a run is."""
+    return TeacherModel(
+        str(teacher.folder),
+        _identity(teacher, folder),
+        lambda device: teacher.denoiser("ema", device, recipe.process),
+        teacher.checkpoint.meta["step_seconds"],
+    )
+
+
+def _exact(recipe: Recipe, spec: DataSpec) -> TeacherModel:
+    """Return the exact teacher of data that know their law."""
+    law = recipe.data.law()
+    assert law is not None, "the composition was checked: the data know their law"
+
+    def denoiser(device: str) -> Denoiser:
+        return ExactDenoiser(law.standardized(spec), recipe.process, len(spec.classes)).to(device)
+
+    return TeacherModel("the exact denoiser", {"source": "exact", "weights": law.digest()}, denoiser)
+
+
+def _identity(teacher: Run, folder: Path) -> dict[str, str]:
     weights = str(teacher.checkpoint.meta["files"]["ema.safetensors"])
     return {"run": os.path.relpath(teacher.folder.resolve(), folder.resolve()), "weights": weights}
 
 
-def teacher_of(run: Run, progress: Progress) -> Run | None:
+def teacher_of(run: Run, progress: Progress) -> TeacherModel | None:
     """Open the teacher that a trained run had; ``None``, and a word on it, if it is no longer there."""
     identity = run.checkpoint.meta.get("teacher")
     if identity is None:
         return None
+    if identity.get("source") == "exact":
+        return _exact(run.recipe, run.spec)
     place = (run.folder / identity["run"]).resolve()
     if checkpoint.latest(place / "checkpoints") is None:
         progress.say(f"the teacher is no longer at {place}")
@@ -369,7 +407,7 @@ def teacher_of(run: Run, progress: Progress) -> Run | None:
     if _identity(teacher, run.folder) != identity:
         progress.say(f"the teacher at {place} is another one by now")
         return None
-    return teacher
+    return _trained(teacher, run.recipe, run.folder)
 
 
 def code_digest(recipe: Recipe) -> str:

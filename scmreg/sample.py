@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from scmreg import checkpoint
 from scmreg.data import DataSpec
-from scmreg.denoiser import Denoiser
+from scmreg.denoiser import Denoiser, convert
 from scmreg.errors import CheckpointError, CompositionError, OptionError
+from scmreg.process import Process
 from scmreg.progress import Progress
 from scmreg.recipe import Recipe
 from scmreg.sampler import Noise, Sampler
@@ -34,13 +36,20 @@ class Run:
     spec: DataSpec
     checkpoint: checkpoint.Checkpoint
 
-    def denoiser(self, weights: Weights = "ema", device: str = "cpu") -> Denoiser:
-        """Return the trained model in evaluation mode, with averaged or raw weights."""
+    def denoiser(self, weights: Weights = "ema", device: str = "cpu", process: Process | None = None) -> Denoiser:
+        """Return the trained model in evaluation mode.
+
+        Args:
+            weights: averaged (``ema``) or ``raw``.
+            device: where to compute.
+            process: the process that it shall run under, converted exactly; the one it was trained under if not given.
+        """
         place = resolve_device(device)
         model = build_denoiser(self.recipe, self.spec.shape, len(self.spec.classes)).to(place)
         part = "ema" if weights == "ema" else "model"
         checkpoint.load_into(model, self.checkpoint.tensors(part, place), str(self.checkpoint.folder))
-        return model.eval().requires_grad_(False)
+        model = model.eval().requires_grad_(False)
+        return model if process is None else convert(model, process)
 
     def sample(
         self,
@@ -51,6 +60,7 @@ class Run:
         sampler: Sampler | None = None,
         weights: Weights = "ema",
         device: str = "cpu",
+        process: Process | None = None,
     ) -> Tensor:
         """Return samples in rendered units (images in ``[0, 1]``, not clipped), shape ``(count, *shape)``.
 
@@ -62,12 +72,13 @@ class Run:
             sampler: the recipe's own if not given.
             weights: averaged (``ema``) or ``raw``.
             device: where to compute.
+            process: the process that is sampled in; the one that the model was trained under if not given.
         """
         given = None if labels is None else torch.as_tensor(labels)
         if given is None and self.spec.classes:
             given = torch.arange(count) % len(self.spec.classes)
         return draw(
-            self.denoiser(weights, device),
+            self.denoiser(weights, device, process),
             self.spec,
             sampler or self.recipe.sampler,
             count,
@@ -123,16 +134,26 @@ def draw(
     seeds = list(range(seed, seed + count)) if isinstance(seed, int) else list(seed)
     if len(seeds) != count:
         raise OptionError([f"{count} samples need {count} seeds, not {len(seeds)}"])
-    device = next(denoiser.parameters()).device
-    cond = Conditions(label=None if labels is None else labels.to(device))
+    if reason := sampler.accepts(spec):
+        raise CompositionError(reason)
     parts = []
     with torch.no_grad(), (progress or Progress()).task(title, count) as task:
-        for start in range(0, count, batch_size):
-            stop = min(start + batch_size, count)
-            noise = Noise(seeds[start:stop], spec.shape, device)
-            parts.append(sampler.sample(denoiser, noise, cond.slice(start, stop)))
-            task.update(stop)
+        for noise, cond in batches(denoiser, spec, seeds, labels, batch_size):
+            parts.append(sampler.sample(denoiser, noise, cond))
+            task.update(min(len(parts) * batch_size, count))
     return spec.render(torch.cat(parts), denoiser.process.sigma_data)
+
+
+def batches(
+    denoiser: Denoiser, spec: DataSpec, seeds: Sequence[int], labels: Tensor | None, batch_size: int
+) -> Iterator[tuple[Noise, Conditions]]:
+    """Yield noise and conditions of batches of samples, where the denoiser computes."""
+    held = itertools.chain(denoiser.parameters(), denoiser.buffers())
+    device = next((tensor.device for tensor in held), torch.device("cpu"))
+    cond = Conditions(label=None if labels is None else labels.to(device))
+    for start in range(0, len(seeds), batch_size):
+        chosen = seeds[start : start + batch_size]
+        yield Noise(chosen, spec.shape, device), cond.slice(start, start + len(chosen))
 
 
 def _check_labels(spec: DataSpec, labels: Tensor | None, count: int) -> None:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import itertools
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import ClassVar, Self
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from scmreg.component import Component
+from scmreg.data import DataSpec
 from scmreg.denoiser import Denoiser
+from scmreg.errors import OptionError
+from scmreg.guidance import guided
 from scmreg.process import Process
 from scmreg.rng import sample_noise
-from scmreg.types import Conditions, Count, Positive
+from scmreg.types import Conditions, Count, NonNegative, Positive
 
-__all__ = ["Noise", "OdeSampler", "Sampler"]
+__all__ = ["Level", "Noise", "OdeSampler", "Point", "Sampler"]
 
 
 class Noise:
@@ -56,51 +59,255 @@ class Sampler(Component, kind="sampler"):
         """Return the sampler with another number of steps."""
         return replace(self, steps=steps)
 
+    def with_times(self, times: Sequence[float]) -> Self:
+        """Return the sampler with the given TrigFlow times, and as many steps as they make.
+
+        Raises:
+            OptionError: if they do not fall from below pi/2 to above 0, or the sampler takes no times.
+        """
+        raise OptionError([f"sampler '{self.name}' takes no times"], "leave out --times")
+
+    def accepts(self, spec: DataSpec) -> str | None:
+        """Say why a model of such data cannot be sampled; ``None`` if it can."""
+        return None
+
     @abstractmethod
     def sample(self, denoiser: Denoiser, noise: Noise, cond: Conditions) -> Tensor:
         """Return samples, scaled as the data, of shape ``(B, *shape)``."""
 
+    def truth(self, exact: Denoiser, noise: Noise, cond: Conditions) -> Tensor | None:
+        """Return what the samples would be without any error of model or solver, shape ``(B, *shape)``.
+
+        Args:
+            exact: a model whose ``consistency`` is the exact consistency function.
+            noise: the noise of the samples.
+            cond: their conditions.
+
+        Returns:
+            The samples, or ``None`` where they are not known.
+        """
+        return self.sample(exact, noise, cond)
+
+
+def check_times(times: Sequence[float], name: str) -> None:
+    """Refuse TrigFlow times that do not fall, or are no times.
+
+    Raises:
+        OptionError: naming the sampler.
+    """
+    if any(later >= earlier for earlier, later in itertools.pairwise((math.pi / 2, *times, 0.0))):
+        raise OptionError([f"times of sampler '{name}' must fall and stay below pi/2, not {list(times)}"])
+
+
+@dataclass(frozen=True)
+class Level:
+    """A time of the grid and the coefficients of the process there, computed once in float64 for all samples."""
+
+    t: float
+    alpha: float
+    sigma: float
+    alpha_prime: float
+    sigma_prime: float
+
+    @property
+    def ratio(self) -> float:
+        """The noise level ``sigma/alpha``."""
+        return self.sigma / self.alpha
+
+    @property
+    def log_snr(self) -> float:
+        """``log(alpha/sigma)``, half the logarithm of alpha²/sigma²: the time of the DPM-Solvers."""
+        return math.log(self.alpha / self.sigma) if self.sigma else math.inf
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of a trajectory and what the model predicts there; tensors of shape ``(B, ...)``."""
+
+    at: Level
+    x: Tensor
+    data: Tensor
+    noise: Tensor
+
+    def ddim(self, to: Level) -> Tensor:
+        """Move to another time with the predictions of this one (sCM, Eq. 26)."""
+        return to.alpha * self.data + to.sigma * self.noise
+
+
+Ask = Callable[[Tensor, Level], Point]
+"""Evaluates the model."""
+
 
 class OdeSampler(Sampler):
-    """A solver of the probability-flow ODE on the time grid of EDM, in any process's coordinates.
+    """A solver of the probability-flow ODE, deterministic and in the coordinates of any process.
 
-    Noise levels ``sigma/alpha`` go from ``sigma_max`` to ``sigma_min`` and then to 0, equally spaced in their
-    ``1/rho``-th power (Karras et al. 2022, Eq. 5).
+    It goes from the time of ``sigma_max`` down a grid of `steps` times and then to clean data.
     """
 
     sigma_min: Positive = 0.002
-    """Last noise level before 0."""
+    """Last noise level sigma/alpha before 0."""
     sigma_max: Positive = 80.0
     """First noise level; the process's own end where that is lower."""
+    spacing: Literal["edm", "time", "log-snr"] = "edm"
+    """Grid between them: equal steps in the 1/rho-th power of the noise level, in the time of the process (down to 0,
+    without sigma_min), or in the logarithm of the signal-to-noise ratio."""
     rho: Positive = 7.0
-    """Exponent of the spacing; larger puts more steps at low noise."""
+    """Exponent of the spacing edm; larger puts more steps at low noise."""
+    times: tuple[Positive, ...] | None = None
+    """A grid of one's own in place of the spacing: falling TrigFlow times below pi/2, one a step."""
+    guidance: NonNegative = 1.0
+    """Scale of classifier-free guidance: 1 is none, 0 ignores the class, more than 1 exaggerates it."""
 
-    def levels(self, highest: float = math.inf) -> Tensor:
-        """Return the noise levels ``sigma/alpha``, float64, shape ``(steps + 1,)``, the last one 0.
+    calls: ClassVar[int] = 1
+    """Evaluations of the model in a step, but for the last one, which takes one."""
 
-        Args:
-            highest: noise level at which the process ends, where that is below `sigma_max`.
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sigma_min >= self.sigma_max:
+            raise OptionError(
+                [f"sampler '{self.name}': sigma_min {self.sigma_min:g} must be below sigma_max {self.sigma_max:g}"]
+            )
+        if self.times is None:
+            return
+        check_times(self.times, self.name)
+        if len(self.times) != self.steps:
+            raise OptionError(
+                [f"{self.steps} steps need {self.steps} times, not {len(self.times)}"],
+                "give sampler.steps and sampler.times together, or one of them",
+            )
+
+    @property
+    def evaluations(self) -> int:
+        """`calls` a step and one in the last; twice as many with guidance, which asks with and without class."""
+        return (self.calls * (self.steps - 1) + 1) * (1 if self.guidance == 1 else 2)
+
+    def with_steps(self, steps: int) -> Self:
+        """Return the sampler with another number of steps, without a grid of one's own if the number differs."""
+        return self if steps == self.steps else replace(self, steps=steps, times=None)
+
+    def with_times(self, times: Sequence[float]) -> Self:
+        """Return the sampler with a grid of one's own."""
+        return replace(self, steps=max(1, len(times)), times=tuple(times))
+
+    def accepts(self, spec: DataSpec) -> str | None:
+        """Refuse guidance where there are no classes."""
+        if self.guidance == 1 or spec.classes:
+            return None
+        return f"sampler.guidance is {self.guidance:g}, but data '{spec.name}' have no classes to guide to: set it to 1"
+
+    def fits(self, recipe: Any) -> str | None:
+        """Refuse guidance of a model that never learned without labels."""
+        if self.guidance == 1:
+            return None
+        own = recipe.sampler is self
+        if not own and recipe.teacher.source == "exact":
+            return None
+        objective = recipe.objective if own else recipe.teacher.objective
+        if getattr(objective, "label_dropout", 0):
+            return None
+        return (
+            f"sampler.guidance is {self.guidance:g}, but '{objective.name}' trains no model without labels:"
+            " set label_dropout of a diffusion objective (0.1, say), or guidance to 1"
+        )
+
+    def grid(self, process: Process) -> Tensor:
+        """Return the falling times of the process, float64, shape ``(steps + 1,)``, the last one 0.
+
+        Raises:
+            OptionError: if one's own times begin past the end of the process.
         """
-        ramp = torch.linspace(0, 1, self.steps, dtype=torch.float64)
-        top, bottom = min(self.sigma_max, highest) ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
-        return torch.cat([(top + ramp * (bottom - top)) ** self.rho, torch.zeros(1, dtype=torch.float64)])
+        highest = process.highest_level
+        if self.times is not None:
+            levels = process.sigma_data * torch.tan(torch.tensor(self.times, dtype=torch.float64))
+            if float(levels[0]) > highest * (1 + 1e-6):
+                end = math.atan(highest / process.sigma_data)
+                raise OptionError(
+                    [f"times of the sampler begin at {self.times[0]:g}, but process '{process.name}' ends at {end:g}"]
+                )
+        else:
+            top = min(self.sigma_max, highest)
+            if self.spacing == "time":
+                first = process.time_of(torch.tensor([top], dtype=torch.float64)).clamp(max=process.t_max)
+                return first * torch.linspace(1, 0, self.steps + 1, dtype=torch.float64)
+            ramp = torch.linspace(0, 1, self.steps, dtype=torch.float64)
+            if self.spacing == "log-snr":
+                levels = torch.exp(math.log(top) + ramp * (math.log(self.sigma_min) - math.log(top)))
+            else:
+                bounds = top ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
+                levels = (bounds[0] + ramp * (bounds[1] - bounds[0])) ** self.rho
+        times = process.time_of(levels).clamp(max=process.t_max)
+        return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
 
-    def times(self, process: Process) -> Tensor:
-        """Return the times of the process at `levels`, float64, shape ``(steps + 1,)``."""
-        end = process.coefficients(torch.tensor([process.t_max], dtype=torch.float64))
-        levels = self.levels(float(end.sigma / end.alpha))
-        return process.time_of(levels).clamp(max=process.t_max)
+    def start(self, process: Process, noise: Noise) -> tuple[Tensor, Tensor]:
+        """Return pure noise and the first time, where sampling starts: shapes ``(B, *shape)`` and ``(B,)``."""
+        first = noise.draw()
+        t = vector(float(self.grid(process)[0]), first)
+        return process.prior(first, t), t
 
     def sample(self, denoiser: Denoiser, noise: Noise, cond: Conditions) -> Tensor:
         """Solve from pure noise to data."""
-        first = noise.draw()
-        times = self.times(denoiser.process)
-        batch = [t.to(first.device, torch.float32).expand(len(first)) for t in times]
-        x = denoiser.process.prior(first, batch[0])
-        for t, s in itertools.pairwise(batch):
-            x = self.step(denoiser, x, t, s, cond)
+        x, _ = self.start(denoiser.process, noise)
+        return self.solve(denoiser, x, self.grid(denoiser.process), cond)
+
+    def truth(self, exact: Denoiser, noise: Noise, cond: Conditions) -> Tensor | None:
+        """Return the ends of the exact trajectories; those under guidance are not known."""
+        if self.guidance != 1:
+            return None
+        return exact.consistency(*self.start(exact.process, noise), cond=cond)
+
+    def solve(self, denoiser: Denoiser, x: Tensor, times: Tensor, cond: Conditions | None = None) -> Tensor:
+        """Solve the probability-flow ODE over a grid.
+
+        Args:
+            denoiser: the model.
+            x: where the trajectories are at the first time, shape ``(B, ...)``.
+            times: falling times of the process, shape ``(N + 1,)``; computed in float64 on the CPU.
+            cond: conditions of the samples.
+
+        Returns:
+            Where they are at the last time.
+
+        Raises:
+            ValueError: if the times do not fall.
+        """
+        if times.ndim != 1 or len(times) < 2 or bool((times.diff() >= 0).any()):
+            raise ValueError(f"times must be a falling list of two at least, not {times.tolist()}")
+        model = guided(denoiser, self.guidance)
+        levels = levels_of(model.process, times)
+
+        def ask(x: Tensor, at: Level) -> Point:
+            return Point(at, x, *model.predict(x, vector(at.t, x), cond))
+
+        before: Point | None = None
+        for at, to in itertools.pairwise(levels):
+            here = ask(x, at)
+            x = self.step(here, to, ask, before, model.process)
+            before = here
         return x
 
     @abstractmethod
-    def step(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, cond: Conditions) -> Tensor:
-        """Take one step from time ``t`` to the earlier time ``s``, both of shape ``(B,)``."""
+    def step(self, here: Point, to: Level, ask: Ask, before: Point | None, process: Process) -> Tensor:
+        """Take one step.
+
+        Args:
+            here: the present point, already evaluated.
+            to: where to go.
+            ask: evaluates the model once more.
+            before: the point before the present one, for multistep methods; ``None`` in the first step.
+            process: for further times between.
+
+        Returns:
+            The point at ``to``, shape ``(B, ...)``.
+        """
+
+
+def levels_of(process: Process, times: Tensor) -> list[Level]:
+    """Return the coefficients of the process at times of shape ``(N,)``."""
+    times = times.detach().to("cpu", torch.float64)
+    return [Level(*row) for row in zip(*(x.tolist() for x in (times, *process.coefficients(times))), strict=True)]
+
+
+def vector(t: float, x: Tensor) -> Tensor:
+    """Return one time for every sample of ``x``, in float64 where the device has it."""
+    dtype = torch.float32 if x.device.type == "mps" else torch.float64
+    return torch.full((len(x),), t, dtype=dtype, device=x.device)

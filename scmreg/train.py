@@ -79,7 +79,7 @@ def build_denoiser(recipe: Recipe, shape: tuple[int, ...], classes: int, seed: i
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(recipe.seed if seed is None else seed, recipe.objective.name, "init"))
         network = recipe.network.build(shape, classes)
-    return Denoiser(network, recipe.process, recipe.parameterization)
+    return Denoiser(network, recipe.process, recipe.parameterization, classes)
 
 
 def train(
@@ -169,7 +169,7 @@ class _Loop:
         self.denoiser = build_denoiser(recipe, dataset.spec.shape, len(dataset.spec.classes)).to(self.device)
         if teacher is not None:
             teacher = teacher.to(self.device).eval().requires_grad_(False)
-            if recipe.objective.starts_from_teacher:
+            if recipe.starts_from_teacher:
                 checkpoint.load_into(self.denoiser, teacher.state_dict(), "the teacher")
         setup = Setup(self.denoiser, dataset.spec, teacher, self.trainer.tangent_pass, self.trainer.compile)
         with torch.random.fork_rng(devices=[]):

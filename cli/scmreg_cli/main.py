@@ -93,8 +93,9 @@ def run(
     teacher: Annotated[
         str | None,
         typer.Option(
-            help="Run directory of the diffusion model to distil; trained, or found again, if not given.",
-            metavar="RUN",
+            help="Run directory of the diffusion model to distil, or exact for data that know their own law; trained,"
+            " or found again, if not given.",
+            metavar="RUN|exact",
             autocompletion=completion.runs,
         ),
     ] = None,
@@ -155,19 +156,25 @@ def run(
     )
 
 
-@app.command("list", epilog="Examples:\n\nscm list\n\nscm list process --json")
+@app.command("list", epilog="Examples:\n\nscm list\n\nscm list process --json\n\nscm list --matrix")
 def list_(
     kind: Annotated[
         str | None,
         typer.Argument(help="One kind only.", autocompletion=completion.kinds, show_default=False),
     ] = None,
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="Print which components fit together, and why others do not.")
+    ] = False,
     json: Json = False,
     plugin: Plugin = None,
 ) -> None:
-    """List the components that are installed."""
+    """List the components that are installed, or what fits with what."""
     from scmreg_cli import showing
 
-    showing.list_components(kind, as_json=json)
+    if matrix:
+        showing.show_matrix(kind, as_json=json)
+    else:
+        showing.list_components(kind, as_json=json)
 
 
 @app.command(epilog="Examples:\n\nscm show process/trigflow\n\nscm show objective/scd --json")
@@ -188,7 +195,7 @@ def show(
     epilog="Examples:\n\n"
     "scm sample runs/trigflow-scd-digits-s0 --steps 2 --count 20\n\n"
     "scm sample runs/trigflow-scd-digits-s0 --times 1.3,0.8 --labels 3,1,4 --out digits.npz\n\n"
-    "scm sample runs/trigflow-scd-digits-s0 --sampler heun --steps 18 --weights raw"
+    "scm sample runs/flow-diffusion-digits-s0 --as edm --sampler dpm-solver++-2m --steps 12"
 )
 def sample(
     run: RunFolder,
@@ -199,7 +206,11 @@ def sample(
     steps: Annotated[int | None, typer.Option(help="Steps of the sampler.", min=1)] = None,
     times: Annotated[
         str | None,
-        typer.Option(help="TrigFlow times of the steps after the first, falling: 1.1 or 1.3,0.8.", metavar="T,T,..."),
+        typer.Option(
+            help="Falling TrigFlow times: of the steps after the first for consistency (1.1 or 1.3,0.8), of all steps"
+            " for a solver.",
+            metavar="T,T,...",
+        ),
     ] = None,
     labels: Annotated[
         str | None,
@@ -210,6 +221,19 @@ def sample(
         typer.Option("--seed", "--seeds", help="Seed of the first sample, or of each: 7 or 3,1,4.", metavar="S,S,..."),
     ] = "0",
     sampler: Annotated[str | None, _selector("sampler", "How samples are drawn.")] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Scale of classifier-free guidance of a solver; 1 is none.", min=0),
+    ] = None,
+    process: Annotated[
+        str | None,
+        typer.Option(
+            "--as",
+            help="Sample under another process, to which the model is converted exactly.",
+            metavar="PROCESS",
+            autocompletion=completion.names("process"),
+        ),
+    ] = None,
     weights: Annotated[str, typer.Option(help="ema (averaged) or raw.")] = "ema",
     out: Annotated[
         Path | None,
@@ -231,6 +255,8 @@ def sample(
         labels=labels,
         seeds=seeds,
         sampler=sampler,
+        guidance=guidance,
+        process=process,
         weights=weights,
         out=out,
         device=device,

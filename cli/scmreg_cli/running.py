@@ -14,7 +14,7 @@ from rich.console import Console
 
 from scmreg import options, pictures, recipe
 from scmreg import run as runs
-from scmreg.errors import OptionError, OutputError
+from scmreg.errors import CompositionError, OptionError, OutputError
 from scmreg.recipe import Recipe
 from scmreg.registry import registry
 from scmreg.sample import Run, Weights, load_run
@@ -76,7 +76,7 @@ def compose(source: str | None, chosen: Mapping[str, Any], settings: Sequence[st
     chosen = dict(chosen)
     if "trainer.precision" in chosen:  # the flag means the whole run
         chosen["teacher.trainer.precision"] = chosen["trainer.precision"]
-    if chosen.get("teacher.source", "auto") != "auto":
+    if chosen.get("teacher.source", "auto") not in ("auto", "exact"):
         chosen["teacher.source"] = str(Path(chosen["teacher.source"]).expanduser().absolute())
     # Outer components first: choosing an objective must not wipe out the weighting that was chosen inside it.
     for path in sorted(chosen, key=lambda path: path.count(".")):
@@ -120,6 +120,8 @@ def sample(
     labels: str | None,
     seeds: str,
     sampler: str | None,
+    guidance: float | None,
+    process: str | None,
     weights: str,
     out: Path | None,
     device: str | None,
@@ -135,7 +137,10 @@ def sample(
     opened = load_run(folder)
     if target.suffix == ".png":
         pictures.check_picture(opened.spec)
-    drawn_by = _sampler(opened, sampler, steps, times, settings)
+    drawn_by = _sampler(opened, sampler, steps, times, guidance, settings)
+    under = opened.recipe.process
+    if process is not None:
+        under = registry("process").create(process, sigma_data=under.sigma_data)
     wanted = _numbers(labels, int, "--labels") if labels is not None else None
     classes = len(opened.spec.classes)
     given = _numbers(seeds, int, "--seeds")
@@ -156,6 +161,7 @@ def sample(
         sampler=drawn_by,
         weights=cast("Weights", weights),
         device=device or "auto",
+        process=under,
     )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -176,6 +182,7 @@ def sample(
                 {
                     "file": str(target),
                     "count": number,
+                    "process": under.name,
                     "sampler": options.to_tree(drawn_by),
                     "nfe": drawn_by.evaluations,
                     "labels": chosen,
@@ -205,11 +212,18 @@ def evaluate(folder: Path, settings: Sequence[str], *, device: str | None, as_js
     changed = dataclasses.replace(opened, recipe=Recipe.from_tree(tree))
     dataset = changed.recipe.data.load()
     teacher = runs.teacher_of(changed, shown)
-    summary = runs.evaluate_run(changed, dataset, shown, teacher_run=teacher, draw=False)
+    summary = runs.evaluate_run(changed, dataset, shown, teacher=teacher, draw=False)
     report(summary, as_json=as_json)
 
 
-def _sampler(opened: Run, name: str | None, steps: int | None, times: str | None, settings: Sequence[str]) -> Sampler:
+def _sampler(
+    opened: Run,
+    name: str | None,
+    steps: int | None,
+    times: str | None,
+    guidance: float | None,
+    settings: Sequence[str],
+) -> Sampler:
     """Return the sampler of a run, changed as asked."""
     tree: dict[str, Any] = {
         "objective": opened.recipe.objective.name,
@@ -224,13 +238,19 @@ def _sampler(opened: Run, name: str | None, steps: int | None, times: str | None
                 "write sampler.OPTION=VALUE",
             )
     recipe.apply_settings(tree, settings)
-    if times is not None:
-        listed = _numbers(times, float, "--times")
-        tree["sampler"] |= {"times": listed, "steps": steps or len(listed) + 1}
-        steps = None
+    if guidance is not None:
+        recipe.set_path(tree, "sampler.guidance", guidance)
     node = dict(tree["sampler"])
     built: Sampler = options.build(registry("sampler")[node.pop("name")], node)
-    return built if steps is None else built.with_steps(steps)
+    if times is not None:
+        built = built.with_times(_numbers(times, float, "--times"))
+        if steps not in (None, built.steps):
+            raise OptionError([f"--times {times} makes {built.steps} steps, not {steps}: leave out --steps"])
+    elif steps is not None:
+        built = built.with_steps(steps)
+    if reason := built.fits(dataclasses.replace(opened.recipe, sampler=built)):
+        raise CompositionError(reason)
+    return built
 
 
 def _numbers(text: str, kind: type, option: str) -> list[Any]:

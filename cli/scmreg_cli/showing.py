@@ -17,10 +17,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from scmreg import registry
+from scmreg import matrix, registry
+from scmreg.errors import OptionError
 from scmreg.options import Option, options_of, schema
 
-__all__ = ["doctor", "list_components", "list_plugins", "show_component"]
+__all__ = ["doctor", "list_components", "list_plugins", "show_component", "show_matrix"]
 
 
 def console() -> Console:
@@ -58,6 +59,67 @@ def list_components(kind: str | None, *, as_json: bool) -> None:
             style=style,
         )
     console().print(made)
+
+
+def show_matrix(kind: str | None, *, as_json: bool) -> None:
+    """Print which components fit together, and the reasons why others do not."""
+    if kind is not None:
+        raise OptionError([f"--matrix shows all kinds at once: leave out '{kind}'"])
+    whole = matrix.compositions()
+    others = matrix.pairs() + matrix.shapes()
+    if as_json:
+        print(json.dumps([{**verdict.names, "reason": verdict.reason} for verdict in whole + others]))
+        return
+    out, reasons = console(), Footnotes()
+    out.print("[bold]process × parameterization[/]: every objective (✓), or those that fit")
+    cells: dict[tuple[str, str], list[matrix.Verdict]] = {}
+    for verdict in whole:
+        cells.setdefault((verdict.names["process"], verdict.names["parameterization"]), []).append(verdict)
+    processes = list(dict.fromkeys(process for process, _ in cells))
+    made = table("", *processes)
+    for parameterization in dict.fromkeys(name for _, name in cells):
+        row = [_fitting(cells[process, parameterization], reasons) for process in processes]
+        made.add_row(f"[bold]{parameterization}[/]", *row)
+    out.print(made)
+    groups: dict[tuple[str, str], list[matrix.Verdict]] = {}
+    for verdict in others:
+        left, above = verdict.names
+        groups.setdefault((above, left), []).append(verdict)
+    for (left, above), verdicts in groups.items():
+        out.print(f"[bold]{left} × {above}[/]")
+        columns = list(dict.fromkeys(verdict.names[above] for verdict in verdicts))
+        made = table("", *columns)
+        for name in dict.fromkeys(verdict.names[left] for verdict in verdicts):
+            found = {verdict.names[above]: verdict for verdict in verdicts if verdict.names[left] == name}
+            row = [reasons.mark(found[column].reason) if column in found else "" for column in columns]
+            made.add_row(f"[bold]{name}[/]", *row)
+        out.print(made)
+    for number, reason in enumerate(reasons.listed, start=1):
+        out.print(f"[dim]{number}[/] {escape(reason)}")
+
+
+class Footnotes:
+    """Reasons, numbered in the order in which they come up."""
+
+    def __init__(self) -> None:
+        self.listed: list[str] = []
+
+    def mark(self, reason: str | None) -> str:
+        """Return a tick, or a dash with the number of the reason."""
+        return "[green]✓[/]" if reason is None else f"– {self.number(reason)}"
+
+    def number(self, reason: str) -> str:
+        """Return the number of a reason."""
+        if reason not in self.listed:
+            self.listed.append(reason)
+        return f"[dim]({self.listed.index(reason) + 1})[/]"
+
+
+def _fitting(verdicts: list[matrix.Verdict], reasons: Footnotes) -> str:
+    """Name the objectives that fit, with the reason why the first other one does not."""
+    fitting = [verdict.names["objective"] for verdict in verdicts if verdict.reason is None]
+    refused = next((verdict.reason for verdict in verdicts if verdict.reason), None)
+    return "[green]✓[/]" if refused is None else f"{', '.join(fitting) or '–'} {reasons.number(refused)}"
 
 
 def show_component(path: str, *, as_json: bool) -> None:

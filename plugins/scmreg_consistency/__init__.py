@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -78,6 +78,20 @@ class ContinuousConsistency(Objective):
     """Added to the norm of the tangent, so that small tangents stay small."""
     warmup: NonNegativeInt = 600
     """Steps over which the unstable part of the tangent grows to its full size. (sCM: 10000.)"""
+    start: Literal["auto", "teacher", "scratch"] = "auto"
+    """Whether training starts from the averaged weights of a diffusion model (App. G) or from fresh ones; auto takes
+    the teacher's where it has any, which an exact one has not."""
+
+    @property
+    def starts_from_teacher(self) -> bool:
+        """Whether training starts from the teacher's weights, if it has any."""
+        return self.start != "scratch"
+
+    def fits(self, recipe: Any) -> str | None:
+        """Refuse to start from the weights of a teacher that has none."""
+        if self.start == "teacher" and recipe.teacher.source == "exact":
+            return "objective.start is 'teacher', but an exact teacher has no weights: set it to scratch, or auto"
+        return None
 
     @abstractmethod
     def direction(
@@ -98,18 +112,10 @@ class SCT(ContinuousConsistency, name="sct"):
     )
     reference = "Lu & Song 2024 (sCM), arXiv:2410.11081, Algorithm 1 and Eq. 8 (consistency training)"
 
-    start: Literal["teacher", "scratch"] = "teacher"
-    """Whether training starts from the averaged weights of a diffusion model (App. G) or from fresh ones."""
-
     @property
     def needs_teacher(self) -> bool:
         """Whether training starts from one."""
-        return self.start == "teacher"
-
-    @property
-    def starts_from_teacher(self) -> bool:
-        """Whether training starts from one."""
-        return self.start == "teacher"
+        return self.start != "scratch"
 
     def direction(
         self, teacher: Denoiser | None, x: Tensor, t: Tensor, x0: Tensor, noise: Tensor, cond: Conditions
@@ -124,18 +130,10 @@ class SCD(ContinuousConsistency, name="scd"):
     formula = "e^{w(t)}/D ||F - sg(F) - g||² - w(t),  g = normalized cos(t̂) df/dt̂ along the teacher's dx/dt"
     reference = "Lu & Song 2024 (sCM), arXiv:2410.11081, Algorithm 1 and Eq. 8 (consistency distillation)"
 
-    start: Literal["teacher", "scratch"] = "teacher"
-    """Whether training starts from the teacher's averaged weights or from fresh ones."""
-
     @property
     def needs_teacher(self) -> bool:
         """Always: it is what is distilled."""
         return True
-
-    @property
-    def starts_from_teacher(self) -> bool:
-        """Whether training starts from its weights."""
-        return self.start == "teacher"
 
     def direction(
         self, teacher: Denoiser | None, x: Tensor, t: Tensor, x0: Tensor, noise: Tensor, cond: Conditions

@@ -1,4 +1,4 @@
-"""Data: handwritten digits, points in the plane, folders of images, arrays in files."""
+"""Data: handwritten digits, points of known and unknown law, folders of images, arrays in files."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from scmreg.component import Component
 from scmreg.data import Augmentation, Data, Dataset, DataSpec, Split, TensorSplit, content_digest
 from scmreg.errors import DataError
 from scmreg.hookspecs import hookimpl
+from scmreg.law import GaussianMixture
 from scmreg.rng import generator
 from scmreg.types import Count, NonNegative, NonNegativeInt, Positive
 
-__all__ = ["Array", "Checkerboard", "Digits", "Gaussians", "Images", "SwissRoll"]
+__all__ = ["Array", "Checkerboard", "Digits", "Gaussian", "Gaussians", "Images", "Mixture", "SwissRoll"]
 
 
 class ImageData(Data):
@@ -51,7 +52,9 @@ class Digits(ImageData, name="digits"):
 
 
 class PointData(Data):
-    """Points in the plane, drawn afresh from a law: implement `draw`."""
+    """Points, drawn afresh from a law: implement `draw`."""
+
+    lawless = "its exact denoiser has no closed form"
 
     count: Count = 10_000
     """Points in all."""
@@ -60,12 +63,14 @@ class PointData(Data):
 
     @abstractmethod
     def draw(self, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Return `count` points, shape ``(N, 2)``, and their classes if they have any."""
+        """Return `count` points, shape ``(N, D)``, and their classes if they have any."""
 
     def load(self) -> Dataset:
         """Draw the points."""
         x, labels = self.draw(generator(self.seed, self.name))
-        classes = () if labels is None else tuple(str(i) for i in range(int(labels.max()) + 1))
+        law = self.law()  # a law knows its classes, of which some may not have been drawn
+        listed = labels if law is None or law.classes is None else law.classes
+        classes = () if labels is None or listed is None else tuple(str(i) for i in range(int(listed.max()) + 1))
         return in_memory(self, x, labels, classes, "points")
 
 
@@ -121,6 +126,71 @@ class Gaussians(PointData, name="gaussians"):
         angle = 2 * math.pi * mode / self.modes
         centre = self.radius * torch.stack([torch.cos(angle), torch.sin(angle)], dim=1)
         return centre + self.std * torch.randn(self.count, 2, generator=rng), mode if self.labelled else None
+
+    def law(self) -> GaussianMixture:
+        """Return the mixture of the blobs."""
+        angle = 2 * math.pi * torch.arange(self.modes, dtype=torch.float64) / self.modes
+        means = self.radius * torch.stack([torch.cos(angle), torch.sin(angle)], dim=1)
+        classes = torch.arange(self.modes) if self.labelled else None
+        return GaussianMixture(torch.ones(self.modes), means, torch.full_like(means, self.std), classes)
+
+
+class KnownLaw(PointData):
+    """Points that are drawn from their own exact law: implement `law`."""
+
+    dimension: Count = 2
+    """Number of coordinates."""
+
+    @abstractmethod
+    def law(self) -> GaussianMixture:
+        """Return the law."""
+
+    def draw(self, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Return points of the law, and the classes of their components."""
+        law = self.law()
+        x, component = law.draw(self.count, rng)
+        return x.float(), None if law.classes is None else law.classes[component]
+
+
+class Gaussian(KnownLaw, name="gaussian"):
+    """One Gaussian with another spread along every axis: the case with a closed form for everything."""
+
+    formula = "x ~ N(mean, diag s²),  s from std_max down to std_min in equal ratios"
+
+    mean: float = 1.0
+    """Every coordinate of the mean."""
+    std_max: Positive = 1.0
+    """Standard deviation along the first axis."""
+    std_min: Positive = 0.25
+    """Standard deviation along the last axis."""
+
+    def law(self) -> GaussianMixture:
+        """Return the Gaussian."""
+        ends = math.log(self.std_max), math.log(self.std_min)
+        stds = torch.exp(torch.linspace(*ends, self.dimension, dtype=torch.float64))[None]
+        return GaussianMixture(torch.ones(1), torch.full_like(stds, self.mean), stds)
+
+
+class Mixture(KnownLaw, name="mixture"):
+    """A mixture of Gaussians around random centres, in any number of dimensions."""
+
+    formula = "x ~ sum_k N(m_k, std² I)/modes,  m_k ~ N(0, spread² I)"
+
+    modes: Count = 8
+    """Number of components."""
+    spread: Positive = 2.0
+    """Standard deviation of the centres."""
+    std: Positive = 0.3
+    """Standard deviation of a component."""
+    labelled: bool = False
+    """Whether the component of a point is its class."""
+
+    def law(self) -> GaussianMixture:
+        """Return the mixture; its centres depend on the seed."""
+        rng = generator(self.seed, self.name, "centres")
+        means = self.spread * torch.randn(self.modes, self.dimension, generator=rng, dtype=torch.float64)
+        classes = torch.arange(self.modes) if self.labelled else None
+        return GaussianMixture(torch.ones(self.modes), means, torch.full_like(means, self.std), classes)
 
 
 class Images(ImageData, name="images"):
@@ -216,4 +286,4 @@ def scale_of(data: Data, train: Split, most: int = 10_000) -> tuple[tuple[float,
 @hookimpl
 def scmreg_components() -> list[type[Component]]:
     """Register what this package adds."""
-    return [Digits, SwissRoll, Checkerboard, Gaussians, Images, Array]
+    return [Digits, SwissRoll, Checkerboard, Gaussians, Gaussian, Mixture, Images, Array]

@@ -66,6 +66,13 @@ class UnitVariance(Parameterization, name="unit-variance"):
         """Return the raw output, which is TrigFlow's velocity."""
         return raw
 
+    def under(self, process: Process, to: Process) -> Parameterization:
+        """Return this parameterization itself where the network is told the same of the time in both processes."""
+        same_scale = process.sigma_data == to.sigma_data
+        if self.c_noise == "identity" or (same_scale and self.c_noise != "1000t"):
+            return self
+        return super().under(process, to)
+
 
 @hookimpl
 def scmreg_components() -> list[type[Component]]:

@@ -11,7 +11,7 @@ from scmreg.metric import Judged, Metric, Reference
 from scmreg.rng import generator
 from scmreg.types import Count
 
-__all__ = ["Accuracy", "Frechet", "Memorization", "PrecisionRecall", "SlicedWasserstein"]
+__all__ = ["Accuracy", "Frechet", "Memorization", "PrecisionRecall", "SlicedWasserstein", "TrajectoryError"]
 
 LARGEST = 4096
 """Dimensions up to which a covariance matrix is worth its cost and its estimate."""
@@ -169,6 +169,26 @@ class SlicedWasserstein(Metric, name="sliced-wasserstein"):
         return float((first - second).square().mean().sqrt())
 
 
+class TrajectoryError(Metric, name="trajectory-error"):
+    """Root-mean-square distance of each sample from the exact end of its own trajectory, for data of known law.
+
+    In units of the data's standard deviation, over the first 2,000 samples. The trajectory starts from the sample's
+    own noise; where a sampler draws noise in between, the exact consistency function is given the same.
+    """
+
+    formula = "sqrt(mean_i ||s_i - f*(noise_i)||²/D)/std"
+    reference = "Song et al. 2023 (CM), arXiv:2303.01469, Definition 1 (consistency function)"
+    figures = ("trajectory_error",)
+    needs_truth = True
+
+    def measure(self, samples: Judged, reference: Reference) -> dict[str, float]:
+        """Return the distance, nothing where the exact samples are not known."""
+        if samples.truth is None:
+            return {}
+        error = (samples.x.double() - samples.truth.double()).square().mean().sqrt()
+        return {"trajectory_error": float(error) / reference.spec.std}
+
+
 def embed(x: Tensor, reference: Reference) -> Tensor:
     """Return the space that neighbourhoods are judged in: digit features, or the values themselves."""
     from scmreg_metrics import digits
@@ -179,4 +199,4 @@ def embed(x: Tensor, reference: Reference) -> Tensor:
 @hookimpl
 def scmreg_components() -> list[type[Component]]:
     """Register what this package adds."""
-    return [Frechet, PrecisionRecall, Accuracy, Memorization, SlicedWasserstein]
+    return [Frechet, PrecisionRecall, Accuracy, Memorization, SlicedWasserstein, TrajectoryError]

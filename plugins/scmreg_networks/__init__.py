@@ -1,4 +1,4 @@
-"""Networks: an MLP for points and small images, a diffusion transformer for images."""
+"""Networks: an MLP for points and small images, a diffusion transformer for images, the exact one of a known law."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from typing import Any, Literal
 from torch import nn
 
 from scmreg.component import Component
-from scmreg.errors import UnknownComponentError
+from scmreg.data import Data
+from scmreg.errors import CompositionError, UnknownComponentError
 from scmreg.hookspecs import hookimpl
+from scmreg.law import ExactNetwork
 from scmreg.network import Network
 from scmreg.registry import registry
 from scmreg.types import Count, Positive, Probability
 
-__all__ = ["MLP", "DiT"]
+__all__ = ["MLP", "DiT", "Exact"]
 
 Embedding = Literal["positional", "fourier"]
 
@@ -108,7 +110,44 @@ class DiT(Network, name="dit"):
         return DiTNetwork(self, shape, classes)
 
 
+class Exact(Network, name="exact"):
+    """The network that perfect training would end with, for data that know their own law: it has no parameters.
+
+    It is the unit-variance network, told TrigFlow's time. `--teacher exact` teaches by it; in Python it makes an exact
+    denoiser under any process.
+    """
+
+    formula = "F̂ = E[cos(t̂) noise - sin(t̂) x_0/sigma_data | x_t]"
+    reference = "Lu & Song 2024 (sCM), arXiv:2410.11081, Eqs. 4 and 24"
+
+    data: Data = Data.default("mixture")
+    """The data whose law it knows."""
+
+    def fits(self, recipe: Any) -> str | None:
+        """Refuse to be trained."""
+        return "network 'exact' has no parameters to train: teach by it, with --teacher exact"
+
+    def accepts(self, shape: tuple[int, ...]) -> str | None:
+        """Refuse data without a law, and samples of another shape."""
+        if self.data.law() is None:
+            return f"network 'exact' needs the law of its data: '{self.data.name}': {self.data.lawless}"
+        own = self.data.load().spec.shape
+        return None if shape == own else f"network 'exact' is for samples of shape {own}, not {shape}"
+
+    def build(self, shape: tuple[int, ...], classes: int = 0) -> nn.Module:
+        """Return the module.
+
+        Raises:
+            CompositionError: if the data do not know their law, or have another shape.
+        """
+        if reason := self.accepts(shape):
+            raise CompositionError(reason)
+        law = self.data.law()
+        assert law is not None, "accepts has looked"
+        return ExactNetwork(law.standardized(self.data.load().spec), classes)
+
+
 @hookimpl
 def scmreg_components() -> list[type[Component]]:
     """Register what this package adds."""
-    return [MLP, DiT]
+    return [MLP, DiT, Exact]

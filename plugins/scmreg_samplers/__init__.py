@@ -2,71 +2,190 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from scmreg.component import Component
-from scmreg.coordinates import process_time
 from scmreg.denoiser import Denoiser
 from scmreg.errors import OptionError
 from scmreg.hookspecs import hookimpl
-from scmreg.sampler import Noise, OdeSampler, Sampler
-from scmreg.types import Conditions, Count, Positive, expand
+from scmreg.process import Process
+from scmreg.sampler import Ask, Level, Noise, OdeSampler, Point, Sampler, check_times, levels_of, vector
+from scmreg.types import Conditions, Count, Positive
 
-__all__ = ["DDIM", "Consistency", "Heun"]
+__all__ = [
+    "DDIM",
+    "Consistency",
+    "DPMSolver2",
+    "DPMSolver2M",
+    "DPMSolverPP2",
+    "DPMSolverPP2M",
+    "Euler",
+    "Heun",
+]
 
 
 FIRST, LAST = 1.4, 0.9
 """TrigFlow times between which several steps of consistency sampling put their noise."""
 
 
+class Euler(OdeSampler, name="euler"):
+    """Step along the velocity in the time of the process: first order, and another method in each process."""
+
+    formula = "x_s = x_t + (s - t) (alpha_t' D(x_t, t) + sigma_t' eps(x_t, t))"
+    reference = "Lipman et al. 2023 (flow matching), arXiv:2210.02747; Lu & Song 2024 (sCM), Eqs. 3 and 24"
+    order = 1
+
+    def step(self, here: Point, to: Level, ask: Ask, before: Point | None, process: Process) -> Tensor:
+        """Take one step."""
+        at = here.at
+        return here.x + (to.t - at.t) * (at.alpha_prime * here.data + at.sigma_prime * here.noise)
+
+
 class DDIM(OdeSampler, name="ddim"):
-    """Step to an earlier time with the data and noise predicted now: first order, one evaluation a step."""
+    """Step to an earlier time with the data and noise predicted now: first order, the same method in every process."""
 
     formula = "x_s = alpha_s D(x_t, t) + sigma_s eps(x_t, t)"
     reference = "Song et al. 2021 (DDIM), arXiv:2010.02502; Lu & Song 2024 (sCM), Eq. 26"
     order = 1
 
-    @property
-    def evaluations(self) -> int:
-        """One a step."""
-        return self.steps
-
-    def step(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, cond: Conditions) -> Tensor:
+    def step(self, here: Point, to: Level, ask: Ask, before: Point | None, process: Process) -> Tensor:
         """Take one step."""
-        return denoiser.consistency(x, t, s, cond)
+        return here.ddim(to)
 
 
-class Heun(OdeSampler, name="heun"):
+class SecondOrder(OdeSampler):
+    """A DDIM step, corrected by how a prediction changes between the present and a second time.
+
+    The second time divides the step in half the logarithm of the signal-to-noise ratio as ``r`` to 1. A step to clean
+    data, where that logarithm is infinite, stays DDIM's.
+    """
+
+    order = 2
+
+    def second(self, here: Point, to: Level, ask: Ask, before: Point | None, process: Process) -> Point | None:
+        """Return the second point; ``None`` where there is none, in the first step of a multistep method."""
+        raise NotImplementedError
+
+    def step(self, here: Point, to: Level, ask: Ask, before: Point | None, process: Process) -> Tensor:
+        """Take one step."""
+        reached = here.ddim(to)
+        if to.sigma == 0:
+            return reached
+        second = self.second(here, to, ask, before, process)
+        if second is None:
+            return reached
+        r = (second.at.log_snr - here.at.log_snr) / (to.log_snr - here.at.log_snr)
+        return reached + self.correction(here, second, to) / (2 * r)
+
+    @abstractmethod
+    def correction(self, here: Point, second: Point, to: Level) -> Tensor:
+        """Return the correction of a step whose second point is its end, shape ``(B, ...)``."""
+
+
+def _noise_change(here: Point, second: Point, to: Level) -> Tensor:
+    """Correct by the change of the noise prediction (sCM, Eq. 27)."""
+    return to.alpha * (to.ratio - here.at.ratio) * (second.noise - here.noise)
+
+
+def _data_change(here: Point, second: Point, to: Level) -> Tensor:
+    """Correct by the change of the data prediction (sCM, Eq. 28)."""
+    return to.alpha * (1 - to.ratio / here.at.ratio) * (second.data - here.data)
+
+
+class Heun(SecondOrder, name="heun"):
     """EDM's deterministic sampler: Heun's method in noise level, an Euler step to 0 at the end.
 
-    It is DPM-Solver-2 in its single-step form with both ends as nodes; 18 steps are 35 evaluations.
+    It is `dpm-solver-2` with r = 1, the second time at the end of the step; 18 steps are 35 evaluations.
     """
 
     formula = "x_s = x_s^DDIM + alpha_s (sigma_s/alpha_s - sigma_t/alpha_t)/2 · (eps(x_s^DDIM, s) - eps(x_t, t))"
     reference = "Karras et al. 2022 (EDM), arXiv:2206.00364, Algorithm 1; Lu & Song 2024 (sCM), Eq. 27"
-    order = 2
+    calls = 2
 
-    @property
-    def evaluations(self) -> int:
-        """Two a step, but one in the last."""
-        return 2 * self.steps - 1
+    def second(self, here: Point, to: Level, ask: Ask, before: Point | None, process: Process) -> Point:
+        """Return the end of the step."""
+        return ask(here.ddim(to), to)
 
-    def step(self, denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, cond: Conditions) -> Tensor:
-        """Take one step; the last one, to clean data, is Euler's."""
-        data, noise = denoiser.predictions(denoiser(x, t, cond), x, t)
-        here, there = denoiser.process.coefficients(t), denoiser.process.coefficients(s)
-        reached = expand(there.alpha, x) * data + expand(there.sigma, x) * noise
-        if bool((s == 0).all()):
-            return reached
-        corrected = denoiser.noise(reached, s, cond)
-        half = there.alpha * (there.sigma / there.alpha - here.sigma / here.alpha) / 2
-        return reached + expand(half, x) * (corrected - noise)
+    def correction(self, here: Point, second: Point, to: Level) -> Tensor:
+        """Correct by the change of the noise prediction."""
+        return _noise_change(here, second, to)
+
+
+class SingleStep(SecondOrder):
+    """A second time within the step, reached by DDIM: two evaluations a step."""
+
+    calls = 2
+
+    r: Annotated[float, Interval(gt=0, le=1)] = 0.5
+    """Where the second time divides the step, in half log-SNR: 0.5 is its middle, 1 its end."""
+
+    def second(self, here: Point, to: Level, ask: Ask, before: Point | None, process: Process) -> Point:
+        """Return the point within the step."""
+        if self.r == 1:
+            return ask(here.ddim(to), to)
+        ratio = math.exp(-(here.at.log_snr + self.r * (to.log_snr - here.at.log_snr)))
+        (between,) = levels_of(process, process.time_of(torch.tensor([ratio], dtype=torch.float64)))
+        return ask(here.ddim(between), between)
+
+
+class DPMSolver2(SingleStep, name="dpm-solver-2"):
+    """Second order by a further noise prediction within the step: DPM-Solver-2 in its single-step form."""
+
+    formula = "x_s = x_s^DDIM + alpha_s (rho_s - rho_t)/(2 r) · (eps(x_s', s') - eps(x_t, t)),  rho = sigma/alpha"
+    reference = "Lu et al. 2022 (DPM-Solver), arXiv:2206.00927, Algorithm 1; Lu & Song 2024 (sCM), Eq. 27"
+
+    def correction(self, here: Point, second: Point, to: Level) -> Tensor:
+        """Correct by the change of the noise prediction."""
+        return _noise_change(here, second, to)
+
+
+class DPMSolverPP2(SingleStep, name="dpm-solver++-2"):
+    """Second order by a further data prediction within the step: DPM-Solver++(2S)."""
+
+    formula = "x_s = x_s^DDIM + alpha_s (1 - rho_s/rho_t)/(2 r) · (D(x_s', s') - D(x_t, t)),  rho = sigma/alpha"
+    reference = "Lu et al. 2022 (DPM-Solver++), arXiv:2211.01095, Algorithm 1; Lu & Song 2024 (sCM), Eq. 28"
+
+    def correction(self, here: Point, second: Point, to: Level) -> Tensor:
+        """Correct by the change of the data prediction."""
+        return _data_change(here, second, to)
+
+
+class MultiStep(SecondOrder):
+    """The second time is that of the step before (r < 0), so a step takes one evaluation; the first is DDIM's."""
+
+    def second(self, here: Point, to: Level, ask: Ask, before: Point | None, process: Process) -> Point | None:
+        """Return the point before."""
+        return before
+
+
+class DPMSolver2M(MultiStep, name="dpm-solver-2m"):
+    """Second order by the noise predicted in the step before: DPM-Solver-2 in its multistep form."""
+
+    formula = "x_s = x_s^DDIM + alpha_s (rho_s - rho_t)/(2 r) · (eps(x_s', s') - eps(x_t, t)),  s' > t the time before"
+    reference = "Lu et al. 2022 (DPM-Solver), arXiv:2206.00927; Lu & Song 2024 (sCM), Eq. 27 with s' > s"
+
+    def correction(self, here: Point, second: Point, to: Level) -> Tensor:
+        """Correct by the change of the noise prediction."""
+        return _noise_change(here, second, to)
+
+
+class DPMSolverPP2M(MultiStep, name="dpm-solver++-2m"):
+    """Second order by the data predicted in the step before: DPM-Solver++(2M)."""
+
+    formula = "x_s = x_s^DDIM + alpha_s (1 - rho_s/rho_t)/(2 r) · (D(x_s', s') - D(x_t, t)),  s' > t the time before"
+    reference = "Lu et al. 2022 (DPM-Solver++), arXiv:2211.01095, Algorithm 2; Lu & Song 2024 (sCM), Eq. 28 with s' > s"
+
+    def correction(self, here: Point, second: Point, to: Level) -> Tensor:
+        """Correct by the change of the data prediction."""
+        return _data_change(here, second, to)
 
 
 class Consistency(Sampler, name="consistency"):
@@ -90,14 +209,12 @@ class Consistency(Sampler, name="consistency"):
         super().__post_init__()
         if self.times is None:
             return
+        check_times(self.times, self.name)
         if len(self.times) != self.steps - 1:
             raise OptionError(
                 [f"{self.steps} steps need {self.steps - 1} intermediate times, not {len(self.times)}"],
                 "give sampler.steps and sampler.times together, or one of them",
             )
-        ends = (math.pi / 2, *self.times)
-        if any(later >= earlier for earlier, later in itertools.pairwise(ends)):
-            raise OptionError([f"times must fall and stay below pi/2, not {list(self.times)}"])
 
     @property
     def evaluations(self) -> int:
@@ -114,6 +231,10 @@ class Consistency(Sampler, name="consistency"):
         """Return the sampler with another number of steps, which chooses its times if the number differs."""
         return self if steps == self.steps else replace(self, steps=steps, times=None)
 
+    def with_times(self, times: Sequence[float]) -> Self:
+        """Return the sampler with the given times of the steps after the first."""
+        return replace(self, steps=len(times) + 1, times=tuple(times))
+
     def intermediate(self) -> tuple[float, ...]:
         """Return the TrigFlow times of the steps after the first."""
         if self.times is not None:
@@ -126,12 +247,12 @@ class Consistency(Sampler, name="consistency"):
         """Sample in `steps` evaluations."""
         process = denoiser.process
         first = noise.draw()
-        start = torch.full((len(first),), self.sigma_max, dtype=torch.float64)
-        t = process.time_of(start).clamp(max=process.t_max).to(first.device, torch.float32)
+        levels = [self.sigma_max, *(process.sigma_data * math.tan(angle) for angle in self.intermediate())]
+        times = process.time_of(torch.tensor(levels, dtype=torch.float64)).clamp(max=process.t_max).tolist()
+        t = vector(times[0], first)
         x = denoiser.consistency(process.prior(first, t), t, cond=cond)
-        for draw, angle in enumerate(self.intermediate(), start=1):
-            t_hat = torch.full((len(first),), angle, dtype=torch.float64)
-            t = process_time(process, t_hat).clamp(max=process.t_max).to(first.device, torch.float32)
+        for draw, time in enumerate(times[1:], start=1):
+            t = vector(time, first)
             x = denoiser.consistency(process.perturb(x, noise.draw(draw), t), t, cond=cond)
         return x
 
@@ -139,4 +260,4 @@ class Consistency(Sampler, name="consistency"):
 @hookimpl
 def scmreg_components() -> list[type[Component]]:
     """Register what this package adds."""
-    return [DDIM, Heun, Consistency]
+    return [Euler, DDIM, Heun, DPMSolver2, DPMSolver2M, DPMSolverPP2, DPMSolverPP2M, Consistency]

@@ -10,7 +10,7 @@ from torch import Tensor
 from scmreg.component import Component
 from scmreg.errors import OptionError
 from scmreg.hookspecs import hookimpl
-from scmreg.parameterization import Prediction, Preconditioning
+from scmreg.parameterization import Preconditioning, Prediction
 from scmreg.process import Coefficients, Process
 from scmreg.types import Positive
 
@@ -20,7 +20,9 @@ __all__ = ["VP", "Cosine", "Data", "Noise", "Score", "Velocity"]
 class VP(Process, name="vp"):
     """Mix data and noise at a rate that grows linearly: DDPM's schedule in continuous time."""
 
-    formula = "alpha = exp(-B(t)/2),  sigma² = 1 - alpha²,  B(t) = beta_min t + (beta_max - beta_min) t²/2,  0 <= t <= 1"
+    formula = (
+        "alpha = exp(-B(t)/2),  sigma² = 1 - alpha²,  B(t) = beta_min t + (beta_max - beta_min) t²/2,  0 <= t <= 1"
+    )
     reference = "Song et al. 2021 (score SDE), arXiv:2011.13456, Eq. 33; Ho et al. 2020 (DDPM), arXiv:2006.11239"
 
     t_max = 1.0
@@ -45,14 +47,20 @@ class VP(Process, name="vp"):
     def time_of(self, ratio: Tensor) -> Tensor:
         """Return the root of ``B(t) = log(1 + ratio²)``, in the form that does not cancel."""
         integral = torch.log1p(ratio**2)
-        return 2 * integral / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * integral))
+        return (
+            2
+            * integral
+            / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * integral))
+        )
 
 
 class Cosine(Process, name="cosine"):
     """Mix data and noise on a quarter of a circle: TrigFlow with noise of unit variance and time from 0 to 1."""
 
     formula = "alpha = cos(pi t/2),  sigma = sin(pi t/2),  0 <= t < 1"
-    reference = "Nichol & Dhariwal 2021, arXiv:2102.09672, Eq. 17 (without offset); Salimans & Ho 2022, arXiv:2202.00512"
+    reference = (
+        "Nichol & Dhariwal 2021, arXiv:2102.09672, Eq. 17 (without offset); Salimans & Ho 2022, arXiv:2202.00512"
+    )
 
     # The largest float32 below 1: at 1 itself there is no data left.
     t_max = 0.9999999403953552
