@@ -36,6 +36,7 @@ _HOME = {
     "Weighting": "weighting",
     "attend": "attention",
     "attend_jvp": "attention",
+    "convert": "denoiser",
     "hookimpl": "hookspecs",
     "load_run": "sample",
 }
@@ -76,6 +77,7 @@ __all__ = [
     "attend",
     "attend_jvp",
     "attentions",
+    "convert",
     "datasets",
     "hookimpl",
     "load_run",
@@ -93,7 +95,7 @@ if TYPE_CHECKING:
     from scmreg.attention import Attention, attend, attend_jvp
     from scmreg.component import Component, Options
     from scmreg.data import Data, Dataset, DataSpec
-    from scmreg.denoiser import Denoiser
+    from scmreg.denoiser import Denoiser, convert
     from scmreg.errors import ScmError
     from scmreg.hookspecs import hookimpl
     from scmreg.metric import Metric

@@ -34,9 +34,9 @@ class Proposal(Component, kind="proposal"):
         made: Proposal = registry("proposal").create("converted", of=self, process=process)
         return made
 
-    def sample(self, process: Process, count: int, rng: torch.Generator) -> Tensor:
-        """Draw ``count`` process times, float32, in ``(0, t_max]``."""
+    def sample(self, process: Process, count: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Draw ``count`` process times in ``(0, t_max]``, in the precision of ``dtype``, float32 at least."""
         uniform = torch.rand(count, generator=rng, dtype=torch.float64, device=rng.device)
         # The open interval: an exact 0 or 1 would be an infinite quantile.
         uniform = uniform.clamp(1e-12, 1 - 1e-12)
-        return self.transform(process, uniform).clamp(max=process.t_max).float()
+        return self.transform(process, uniform).clamp(max=process.t_max).to(torch.promote_types(dtype, torch.float32))

@@ -19,7 +19,7 @@ from typing import Any
 
 import typer
 
-__all__ = ["catalogue", "components", "kinds", "names", "recipes", "runs", "settings"]
+__all__ = ["benchmarks", "catalogue", "components", "kinds", "names", "recipes", "runs", "settings"]
 
 Suggestions = list[tuple[str, str]]
 
@@ -69,6 +69,11 @@ def components(incomplete: str) -> Suggestions:
 def recipes(incomplete: str) -> Suggestions:
     """Complete the name of a packaged recipe."""
     return _matching(((name, "") for name in catalogue()["recipes"]), incomplete)
+
+
+def benchmarks(incomplete: str) -> Suggestions:
+    """Complete the name of a benchmark."""
+    return _matching(((name, text) for name, text in catalogue()["benchmarks"].items()), incomplete)
 
 
 def runs(incomplete: str) -> Suggestions:
@@ -133,7 +138,7 @@ def _cache_path() -> Path:
 
 
 def _make() -> dict[str, Any]:
-    from scmreg import recipe, registry
+    from scmreg import bench, recipe, registry
     from scmreg.options import options_of
 
     def described(cls: Any) -> dict[str, Any]:
@@ -160,4 +165,5 @@ def _make() -> dict[str, Any]:
         "defaults": {kind: getattr(default, kind).name for kind in registry.KINDS if hasattr(default, kind)},
         "samplers": {name: cls.sampler for name, cls in registry.registry("objective").items()},
         "recipes": list(recipe.packaged()),
+        "benchmarks": {name: cls.summary() for name, cls in bench.BENCHMARKS.items()},
     }

@@ -283,6 +283,47 @@ def eval_(
     running.evaluate(run, settings or [], device=device, as_json=json)
 
 
+@app.command(epilog="Examples:\n\nscm verify\n\nscm verify --full --json\n\nscm verify round-trip heun-is-edms-sampler")
+def verify(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Proofs by name; all if not given.", metavar="[NAME]...", show_default=False),
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Every proof, on ten times as many cases.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the cases.", min=0)] = 0,
+    json: Json = False,
+    plugin: Plugin = None,
+) -> None:
+    """Prove on this machine, in about a minute, what the library claims of its mathematics.
+
+    Every statement is tried on random processes, networks, shapes and times in float64; a search looks for the
+    largest error. The status is 1 if one does not hold.
+    """
+    from scmreg_cli import verifying
+
+    verifying.verify(names or [], full=full, seed=seed, as_json=json)
+
+
+@app.command(epilog="Examples:\n\nscm bench sampling\n\nscm bench sampling --set batch_size=16 --json")
+def bench(
+    name: Annotated[
+        str, typer.Argument(help="A benchmark: sampling.", autocompletion=completion.benchmarks, show_default=False)
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", "-s", help="Set an option of the benchmark: [cyan]batch_size=16[/].", metavar="OPTION=VALUE"
+        ),
+    ] = None,
+    json: Json = False,
+    plugin: Plugin = None,
+) -> None:
+    """Measure both sides of a comparison in this process, in turns, and print the ratio of the medians."""
+    from scmreg_cli import verifying
+
+    verifying.bench(name, settings or [], as_json=json)
+
+
 @app.command(epilog="Example:\n\nscm plugins --json")
 def plugins(json: Json = False, plugin: Plugin = None) -> None:
     """List the plugins that were found, loaded or not, and why not."""

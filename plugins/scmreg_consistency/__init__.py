@@ -34,7 +34,7 @@ class ContinuousModule(ObjectiveModule):
         """Return the consistency loss of one batch (Eq. 8)."""
         objective, setup, denoiser = self.objective, self.setup, self.setup.denoiser
         process, x0 = denoiser.process, batch.x0
-        t = objective.proposal.sample(process, len(x0), rng).to(x0.device)
+        t = objective.proposal.sample(process, len(x0), rng, x0.dtype).to(x0.device)
         noise = torch.randn(x0.shape, generator=rng, device=rng.device).to(x0)
         x = process.perturb(x0, noise, t)
 

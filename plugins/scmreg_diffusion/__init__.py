@@ -32,7 +32,7 @@ class DiffusionModule(ObjectiveModule):
         """Return the denoising loss of one batch."""
         denoiser, x0 = self.setup.denoiser, batch.x0
         process = denoiser.process
-        t = self.objective.proposal.sample(process, len(x0), rng).to(x0.device)
+        t = self.objective.proposal.sample(process, len(x0), rng, x0.dtype).to(x0.device)
         noise = torch.randn(x0.shape, generator=rng, device=rng.device).to(x0)
         x = process.perturb(x0, noise, t)
         data, eps = denoiser.predictions(nets["model"](x, t, self._withhold(batch, rng)), x, t)

@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+from scmreg import processes
+
 NO_BOUNDARY = '''
 """A parameterization whose output is the data: D = F."""
 import torch
@@ -21,7 +23,7 @@ import scmreg
 from scmreg.parameterization import Parameterization, Preconditioning
 
 
-class Data(Parameterization, name="data"):
+class Direct(Parameterization, name="direct"):
     """Predict the data themselves."""
 
     def preconditioning(self, process, t):
@@ -32,7 +34,7 @@ class Data(Parameterization, name="data"):
 
 @scmreg.hookimpl
 def scmreg_components():
-    return [Data]
+    return [Direct]
 '''
 
 
@@ -118,19 +120,19 @@ def test_an_optimizer_that_cannot_train_is_not_offered(refused, name):
 
 @pytest.mark.usefixtures("registries")
 @pytest.mark.parametrize("objective", ["scd", "sct"])
-@pytest.mark.parametrize("process", ["trigflow", "edm", "flow"])
+@pytest.mark.parametrize("process", list(processes))
 def test_a_parameterization_without_boundary(refused, workplace, process, objective):
     (workplace / "plug.py").write_text(NO_BOUNDARY)
     refused(
-        "--plugin", "plug.py", "--process", process, "--objective", objective, "--parameterization", "data",
-        words=[f"objective '{objective}' needs f(x, 0) = x", "parameterization 'data'", f"process '{process}'"],
+        "--plugin", "plug.py", "--process", process, "--objective", objective, "--parameterization", "direct",
+        words=[f"objective '{objective}' needs f(x, 0) = x", "parameterization 'direct'", f"process '{process}'"],
     )  # fmt: skip
 
 
 @pytest.mark.usefixtures("registries")
 def test_the_same_parameterization_suits_diffusion(scm, workplace, tiny_diffusion):
     (workplace / "plug.py").write_text(NO_BOUNDARY)
-    arguments = ["--plugin", "plug.py", "--objective", "diffusion", "--parameterization", "data", "--process", "edm"]
+    arguments = ["--plugin", "plug.py", "--objective", "diffusion", "--parameterization", "direct", "--process", "edm"]
     result = scm("run", *arguments, *tiny_diffusion, "--set", "evaluation.metrics=[]", "--json")
     assert result.code == 0, result.err
     assert result.json["objective"] == "diffusion"
@@ -508,11 +510,11 @@ def test_resuming_with_other_options(refused, copied, arguments, word):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--process", "edm"], ["another process"]),
-        (["--set", "process.sigma_data=1"], ["another process"]),
-        (["--parameterization", "flow"], ["another parameterization"]),
-        (["--set", "network.width=64"], ["another network"]),
-        (["--network", "dit"], ["another network"]),
+        (["--parameterization", "flow"], ["its parameterization is", "FlowVelocity", "objective.start=scratch"]),
+        (["--process", "edm", "--parameterization", "velocity"], ["its parameterization is", "process 'edm'"]),
+        (["--set", "parameterization.c_noise=edm"], ["its parameterization is", "c_noise='edm'"]),
+        (["--set", "network.width=64"], ["its network is", "width=64", "objective.start=scratch"]),
+        (["--network", "dit"], ["its network is", "DiT", "objective.start=scratch"]),
         (["--data", "swissroll"], ["(1, 8, 8)", "(2,)"]),
         (["--data", "array", "--set", "data.path=x.npy"], ["10 classes", "0"]),
     ],

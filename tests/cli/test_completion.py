@@ -89,10 +89,10 @@ def test_settings_of_a_chosen_weighting_and_proposal():
 
 
 def test_settings_of_the_sampler_that_the_objective_chooses():
-    assert "sampler.times=" in settings(objective="sct")
-    found = settings("sampler.", objective="diffusion")
-    assert "sampler.rho=" in found
-    assert "sampler.times=" not in found
+    consistency = settings("sampler.", objective="sct")
+    assert "sampler.times=" in consistency
+    assert "sampler.rho=" not in consistency
+    assert {"sampler.rho=", "sampler.times="} <= set(settings("sampler.", objective="diffusion"))
 
 
 def test_an_unknown_choice_offers_the_rest():

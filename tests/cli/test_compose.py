@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import scmreg
 from scmreg.recipe import Recipe
 
 OBJECTIVES = ("scd", "sct", "diffusion")
@@ -48,7 +49,7 @@ def test_defaults_are_the_main_job(resolved):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("process", ["edm", "flow", "trigflow"])
+@pytest.mark.parametrize("process", list(scmreg.processes))
 @pytest.mark.parametrize("network", ["mlp", "dit"])
 def test_every_selection_round_trips(resolved, process, objective, network):
     tree = resolved("--process", process, "--objective", objective, "--network", network)
@@ -97,8 +98,6 @@ def test_a_run_is_a_recipe(resolved, trained):
 
 
 def test_the_objectives_trainer_stands_between(resolved, workplace, monkeypatch):
-    import scmreg
-
     monkeypatch.setattr(scmreg.objectives["sct"], "trainer", {"learning_rate": 0.125, "batch_size": 17})
     assert resolved("--objective", "sct")["trainer"]["learning_rate"] == 0.125
     assert resolved("--objective", "scd")["trainer"]["batch_size"] != 17
@@ -129,7 +128,8 @@ def test_settings_at_depth(resolved):
     assert tree["teacher"]["trainer"]["steps"] == 11
     tree = resolved("--set", "evaluation.teacher_sampler.steps=3", "--set", "evaluation.steps=[1,8]")
     assert tree["evaluation"]["teacher_sampler"] == {
-        "name": "heun", "steps": 3, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0,
+        "name": "heun", "steps": 3, "sigma_min": 0.002, "sigma_max": 80.0, "spacing": "edm", "rho": 7.0,
+        "times": None, "guidance": 1.0,
     }  # fmt: skip
     assert tree["evaluation"]["steps"] == [1, 8]
 
@@ -187,7 +187,7 @@ def test_none_is_a_value_where_it_is_one(resolved):
 
 WRONG = [
     # arguments, and words of the message
-    (["--process", "trigflo"], ["no process called 'trigflo'", "did you mean 'trigflow'", "available: edm, flow"]),
+    (["--process", "trigflo"], ["no process called 'trigflo'", "did you mean 'trigflow'", "available: cosine, edm"]),
     (["--objective", "scdd"], ["no objective called 'scdd'", "did you mean 'scd'"]),
     (["--weighting", "unifrom"], ["no weighting called 'unifrom'", "did you mean 'uniform'"]),
     (["--data", "digit"], ["no data called 'digit'", "did you mean 'digits'"]),
@@ -245,7 +245,7 @@ def test_one_wrong_name_is_one_problem(scm, workplace):
     first, *hints = result.err.splitlines()
     assert "no process called 'trigflo', did you mean 'trigflow'?" in first
     assert "options are wrong" not in result.err
-    assert [line.strip() for line in hints] == ["available: edm, flow, trigflow"]
+    assert [line.strip() for line in hints] == [f"available: {', '.join(scmreg.processes)}"]
 
 
 def test_all_problems_at_once(scm, workplace):

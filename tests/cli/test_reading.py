@@ -85,7 +85,7 @@ def test_show_options_with_defaults_and_bounds(scm):
     [
         ("trigflow", ["KIND/NAME"]),
         ("process/", ["KIND/NAME"]),
-        ("process/trigflo", ["no process called 'trigflo'", "did you mean 'trigflow'", "available: edm, flow"]),
+        ("process/trigflo", ["no process called 'trigflo'", "did you mean 'trigflow'", "available: cosine, edm, flow"]),
         ("proces/trigflow", ["no kind called 'proces'", "did you mean 'process'"]),
     ],
 )

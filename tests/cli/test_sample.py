@@ -52,6 +52,7 @@ def test_arrays(drawn, trained):
     assert told == {
         "file": told["file"],
         "count": 12,
+        "process": "trigflow",
         "sampler": to_tree(scmreg.load_run(trained[0]).recipe.sampler),
         "nfe": 2,
         "labels": arrays["labels"].tolist(),
@@ -109,6 +110,11 @@ def test_labels_reach_the_network(drawn, trained):
         (["--sampler", "ddim", "--steps", "4"], 4),
         (["--set", "sampler.sigma_max=40"], 2),
         (["--sampler", "heun", "--set", "sampler.steps=3"], 5),
+        (["--sampler", "heun", "--times", "1.1"], 1),
+        (["--sampler", "heun", "--times", "1.5,0.9,0.1"], 5),
+        (["--sampler", "euler", "--times", "1.5,0.9,0.1", "--steps", "3"], 3),
+        (["--sampler", "dpm-solver++-2m", "--steps", "4", "--set", "sampler.spacing=log-snr"], 4),
+        (["--as", "edm", "--sampler", "dpm-solver-2", "--steps", "4"], 7),
     ],
 )
 def test_samplers(drawn, trained, arguments, nfe):
@@ -149,15 +155,24 @@ WRONG = [
     (["--times", "-0.5"], ["times", "-0.5"]),
     (["--times", "nan"], ["times", "nan"]),
     (["--times", "soon"], ["--times soon", "numbers"]),
-    (["--times", "1.1", "--steps", "5"], ["5 steps need 4", "times", "not 1"]),
-    (["--times", "1.1", "--steps", "1"], ["1 step", "times"]),
-    (["--times", "1.1", "--sampler", "heun"], ["heun", "times"]),
+    (["--times", "1.1", "--steps", "5"], ["--times 1.1 makes 2 steps, not 5", "leave out --steps"]),
+    (["--times", "1.1", "--steps", "1"], ["--times 1.1 makes 2 steps, not 1", "leave out --steps"]),
+    (["--times", "1.1", "--steps", "2", "--sampler", "heun"], ["--times 1.1 makes 1 steps, not 2"]),
+    (["--times", "1.1,1.2", "--sampler", "heun"], ["times of sampler 'heun' must fall", "1.2"]),
+    (["--times", "1.5707,0.5", "--sampler", "ddim", "--as", "edm"], ["times of the sampler begin at 1.5707", "'edm'"]),
     (["--labels", "10"], ["label 10 is no class", "0 to 9"]),
     (["--labels", "-1"], ["label -1 is no class"]),
     (["--labels", "seven"], ["--labels seven", "integers"]),
     (["--labels", ""], ["--labels", "integers"]),
     (["--labels", "1.5"], ["--labels 1.5", "integers"]),
-    (["--sampler", "euler"], ["no sampler called 'euler'", "heun"]),
+    (["--sampler", "eulr"], ["no sampler called 'eulr'", "did you mean 'euler'", "heun"]),
+    (["--as", "emd"], ["no process called 'emd'", "did you mean 'edm'"]),
+    (["--guidance", "2"], ["no option 'guidance'"]),
+    (["--sampler", "heun", "--guidance", "2"], ["sampler.guidance is 2", "label_dropout"]),
+    (["--sampler", "heun", "--set", "sampler.guidance=-1"], ["guidance", "greater than or equal to 0", "-1"]),
+    (["--sampler", "heun", "--set", "sampler.guidance=.nan"], ["guidance", "finite"]),
+    (["--sampler", "heun", "--set", "sampler.sigma_min=90"], ["sigma_min 90 must be below sigma_max 80"]),
+    (["--sampler", "heun", "--set", "sampler.steps=0"], ["steps", "greater than or equal to 1"]),
     (["--set", "sampler.step=4"], ["step", "did you mean 'steps'"]),
     (["--set", "network.width=4"], ["network.width=4", "sampler"]),
     (["--weights", "best"], ["best", "ema", "raw"]),
@@ -182,6 +197,14 @@ def test_what_cannot_be_drawn(scm, trained, workplace, arguments, words):
         assert word in result.err
     assert [path.name for path in workplace.iterdir()] == ["file"]
     assert before == {path: path.stat().st_mtime_ns for path in trained[0].rglob("*")}
+
+
+@pytest.mark.parametrize("arguments", [("--steps", "0"), ("--guidance", "-1"), ("--count", "0")], ids=" ".join)
+def test_numbers_below_their_bounds(scm, trained, workplace, arguments):
+    result = scm("sample", trained[0], "--sampler", "heun", "--out", "x.png", *arguments)
+    assert (result.code, result.out) == (2, "")
+    assert f"Invalid value for '{arguments[0]}'" in result.err
+    assert list(workplace.iterdir()) == []
 
 
 def test_labels_of_unlabelled_data(scm, trained_points, workplace):

@@ -10,19 +10,24 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
 from annotated_types import Ge
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import scmreg
 from scmreg import options
 from scmreg.component import Component
 from scmreg.errors import OptionError, UnknownComponentError
+from scmreg.objective import Objective
 from scmreg.registry import KINDS, find, registry
 from scmreg.types import Positive
 from scmreg.weighting import Weighting, WeightingModule
 
 EVERY = [cls for kind in KINDS for cls in registry(kind).values()]
 REQUIRED = {"path": "somewhere"}
+KNOWN = ("process", "parameterization", "weighting", "proposal", "metric", "network")
+"""Kinds whose options are drawn at random."""
+ORDERED = {"vp": ("beta_min", "beta_max")}
+"""Options of a component of which the second must not be below the first."""
 
 
 class Example(Weighting, name="example"):
@@ -83,11 +88,14 @@ class TestEveryComponent:
         assert reason is None or (isinstance(reason, str) and reason)
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_valid_options_are_kept_and_round_trip(data: st.DataObject) -> None:
     """Draw options of any component within their declared types and bounds."""
-    cls = data.draw(st.sampled_from([cls for cls in EVERY if cls.kind in ("process", "proposal", "metric", "network")]))
-    values = {o.name: data.draw(_values(o.annotation)) for o in options.options_of(cls)}
+    cls = data.draw(st.sampled_from([cls for cls in EVERY if cls.kind in KNOWN]))
+    values = {o.name: data.draw(_values(o)) for o in options.options_of(cls)}
+    if pair := ORDERED.get(cls.name):
+        values |= dict(zip(pair, sorted(values[name] for name in pair), strict=True))
     component = options.build(cls, values)
     assert {name: getattr(component, name) for name in values} == values
     tree = options.to_tree(component)
@@ -95,7 +103,10 @@ def test_valid_options_are_kept_and_round_trip(data: st.DataObject) -> None:
     assert options.build(cls, tree) == component
 
 
-def _values(annotation: Any) -> st.SearchStrategy[Any]:
+def _values(option: options.Option) -> st.SearchStrategy[Any]:
+    annotation = option.annotation
+    if option.component is not None:
+        return st.sampled_from(list(registry(option.component.kind).values())).map(make)
     if get_origin(annotation) is Literal:
         return st.sampled_from(get_args(annotation))
     if annotation is float:
@@ -164,8 +175,18 @@ def test_a_class_is_abstract_or_final() -> None:
 
     with pytest.raises(TypeError, match="no component name"):
 
-        class Sum(Weighting, name="a+b"):
+        class Path(Weighting, name="a/b"):
             pass
+
+    with pytest.raises(TypeError, match=r"'a\+b' is no name of an objective: '\+' is for sums"):
+
+        class Sum(Objective, name="a+b"):
+            pass
+
+    class Plus(Weighting, name="a++b"):
+        pass
+
+    assert Plus.name == "a++b"
 
     with pytest.raises(TypeError, match="no kind"):
 

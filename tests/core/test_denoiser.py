@@ -131,17 +131,35 @@ class Unasked(nn.Module):
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_boundary_condition(name: str, parameterization: str) -> None:
+    """At ``t = 0`` the consistency function is ``x`` by definition; near it where the parameterization says so."""
     process = scmreg.processes.create(name)
     chosen = scmreg.parameterizations.create(parameterization)
     x = torch.randn(3, 2, dtype=torch.float64)
     zero = torch.zeros(3, dtype=torch.float64)
     assert torch.equal(Denoiser(Unasked(), process, chosen).consistency(x, zero), x)
-    assert chosen.has_boundary(process)
     model = denoiser(process, chosen, (2,), torch.Generator().manual_seed(0))
     _, nearly = from_trig(process, x, torch.full((3,), 1e-7, dtype=torch.float64))
-    assert close(model.consistency(x, nearly), x, 1e-5)
+    at_zero = chosen.preconditioning(process, zero)
+    stated = bool(torch.isfinite(at_zero.c_skip + at_zero.c_out).all())
+    assert chosen.has_boundary(process) == (stated and close(model.consistency(x, nearly), x, 1e-5))
+    assert stated == ("t = 0" not in (chosen.pole(process) or ""))
     mixed = torch.tensor([0.0, float(nearly[0]), 0.0], dtype=torch.float64)
     assert torch.equal(model.consistency(x, mixed)[[0, 2]], x[[0, 2]])
+
+
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_pole_at_pure_noise_is_where_float32_loses_the_data(name: str, parameterization: str) -> None:
+    process = scmreg.processes.create(name)
+    chosen = scmreg.parameterizations.create(parameterization)
+    model = denoiser(process, chosen, (4,), torch.Generator().manual_seed(0)).requires_grad_(False)
+    t = torch.full((50,), process.t_max, dtype=torch.float64)
+    noise = torch.randn(50, 4, generator=torch.Generator().manual_seed(1))
+    x = process.prior(noise.double(), t).float()
+    precise = model.data(x.double(), t)
+    error = float((model.float().data(x, t.float()) - precise).abs().max()) / process.sigma_data
+    assert not 0.01 < error < 1, "either two digits are left, or none"
+    assert (error > 1) == ("pure noise" in (chosen.pole(process) or ""))
 
 
 @pytest.mark.parametrize("c_noise", ["identity", "log-sigma", "edm", "1000t"])

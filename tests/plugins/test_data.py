@@ -37,6 +37,8 @@ def sources(tmp_path_factory):
         "swissroll": {"count": 3000},
         "checkerboard": {"count": 3000},
         "gaussians": {"count": 3000},
+        "gaussian": {"count": 3000, "dimension": 3},
+        "mixture": {"count": 3000, "dimension": 3, "labelled": True},
         "images": {"path": folder / "pictures", "size": 8},
         "array": {"path": folder / "x.npz"},
     }

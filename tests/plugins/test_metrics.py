@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -54,12 +55,16 @@ def test_they_give_the_figures_that_they_announce(name, digits, points):
             assert len(reason) > 5
             continue
         applied += 1
-        figures = metric.measure(reference.all, reference)
+        samples = reference.all
+        if metric.needs_truth:
+            assert metric.measure(samples, reference) == {}, "nothing, where nothing is known"
+            samples = dataclasses.replace(samples, truth=samples.x + 0.1)
+        figures = metric.measure(samples, reference)
         assert figures
         assert set(figures) <= set(metric.figures)
         assert all(isinstance(value, float) and math.isfinite(value) for value in figures.values())
         assert set(metric.floor(reference)) <= set(figures)
-        assert metric.measure(reference.all, reference) == figures, "the same every time"
+        assert metric.measure(samples, reference) == figures, "the same every time"
     assert applied
 
 
@@ -71,8 +76,10 @@ def test_the_order_of_samples_is_nothing(name, digits, points):
             continue
         x, labels = reference.held_out.x, reference.held_out.labels
         order = torch.randperm(len(x), generator=generator(0))
-        one = metric.measure(Judged(x, labels), reference)
-        two = metric.measure(Judged(x[order], labels[order]), reference)
+        truth = x + torch.randn(x.shape, generator=generator(1)) if metric.needs_truth else None
+        one = metric.measure(Judged(x, labels, truth), reference)
+        two = metric.measure(Judged(x[order], labels[order], None if truth is None else truth[order]), reference)
+        assert one
         assert one == pytest.approx(two, rel=1e-5, abs=1e-6)
 
 

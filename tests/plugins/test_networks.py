@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -18,8 +19,17 @@ from scmreg.types import Conditions
 CASES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "mlp": ({"width": 32, "depth": 2}, (1, 4, 4)),
     "dit": ({"width": 32, "depth": 2, "heads": 2, "patch": 2}, (3, 8, 4)),
+    "exact": ({"data": {"name": "mixture", "dimension": 3, "modes": 4, "labelled": True, "count": 100}}, (3,)),
 }
 NAMES = sorted(scmreg.networks)
+TRAINED = [name for name in NAMES if name != "exact"]
+"""Those with parameters."""
+VARIANTS = [
+    (name, {"embedding": embedding} if embedding else {})
+    for name in NAMES
+    for embedding in (("positional", "fourier") if hasattr(scmreg.networks[name], "embedding") else (None,))
+]
+"""Networks with every way to tell them the time."""
 
 
 def build(name: str, classes: int = 4, **options: Any) -> tuple[nn.Module, tuple[int, ...]]:
@@ -40,10 +50,9 @@ def inputs(shape: tuple[int, ...], count: int = 5) -> tuple[torch.Tensor, torch.
     return x, t, Conditions(label=torch.arange(count) % 4)
 
 
-@pytest.mark.parametrize("embedding", ["positional", "fourier"])
-@pytest.mark.parametrize("name", NAMES)
-def test_forward_mode_equals_finite_differences(name: str, embedding: str) -> None:
-    network, shape = build(name, embedding=embedding)
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+def test_forward_mode_equals_finite_differences(name: str, options: dict[str, Any]) -> None:
+    network, shape = build(name, **options)
     x, t, cond = inputs(shape)
     dx, dt = torch.randn_like(x), torch.randn_like(t)
     out, tangent = torch.func.jvp(lambda x, t: network(x, t, cond), (x, t), (dx, dt))
@@ -81,7 +90,7 @@ def test_it_heeds_time_and_class(name: str) -> None:
         assert not torch.allclose(out, withheld)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_fresh_network_is_zero_and_every_parameter_gets_a_gradient(name: str) -> None:
     options, shape = CASES.get(name, ({}, (1, 8, 8)))
     network = scmreg.networks.create(name, **options).build(shape, 4)
@@ -94,7 +103,7 @@ def test_a_fresh_network_is_zero_and_every_parameter_gets_a_gradient(name: str) 
     assert not idle
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRAINED)
 def test_the_time_path_stays_float32_under_autocast(name: str) -> None:
     """Two times that bfloat16 cannot tell apart give embeddings that differ."""
     network = build(name)[0].float()
@@ -108,6 +117,32 @@ def test_the_time_path_stays_float32_under_autocast(name: str) -> None:
     assert seen[0].dtype == torch.float32
     assert not torch.equal(*seen)
     assert torch.isfinite(out).all()
+
+
+def test_the_exact_network_has_no_parameters_and_computes_in_float64_whatever_it_is_given() -> None:
+    network, shape = build("exact")
+    assert not list(network.parameters())
+    x, t, cond = inputs(shape)
+    x, t = x.float(), t.float()
+    precise = network(x.double(), t.double(), cond)
+    for context in (nullcontext(), torch.autocast("cpu", dtype=torch.bfloat16)):
+        with context:
+            assert torch.equal(network(x, t, cond), precise.float())
+
+
+@pytest.mark.parametrize(
+    ("options", "shape", "message"),
+    [
+        ({"data": "digits"}, (1, 8, 8), "needs the law of its data: 'digits': its law is not known"),
+        ({"data": "swissroll"}, (2,), "needs the law of its data: 'swissroll': its exact denoiser has no closed form"),
+        ({"data": {"name": "mixture", "dimension": 3}}, (2,), r"is for samples of shape \(3,\), not \(2,\)"),
+    ],
+)
+def test_the_exact_network_is_for_its_own_data_alone(
+    options: dict[str, Any], shape: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(CompositionError, match=f"network 'exact' {message}"):
+        scmreg.networks.create("exact", **options).build(shape)
 
 
 @pytest.mark.parametrize("backend", ["math", "chunked"])
@@ -138,6 +173,7 @@ def test_shapes_that_do_not_fit(name: str, options: dict[str, Any], shape: tuple
         ("dit", {"width": 36, "heads": 5}, "5 heads"),
         ("dit", {"attention": "flash9"}, "no attention called 'flash9'"),
         ("mlp", {"width": 33}, "even"),
+        ("exact", {}, "no parameters to train: teach by it, with --teacher exact"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_before_the_data_are_read(

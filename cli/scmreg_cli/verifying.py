@@ -1,0 +1,100 @@
+"""The commands that check: verify, bench."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+
+from scmreg import options
+from scmreg.bench import BENCHMARKS
+from scmreg.errors import OptionError, did_you_mean
+from scmreg.recipe import load_yaml
+from scmreg.verify import PROOFS, Outcome, prove
+from scmreg_cli import progress
+from scmreg_cli.showing import console, plain, table
+
+__all__ = ["bench", "verify"]
+
+
+def verify(names: Sequence[str], *, full: bool, seed: int, as_json: bool) -> None:
+    """Run proofs and print a row for each; leave with status 1 if one does not hold."""
+    for name in names:
+        if name not in PROOFS:
+            raise OptionError([f"no proof called '{name}'{did_you_mean(name, PROOFS)}"], f"proofs: {', '.join(PROOFS)}")
+    chosen = [PROOFS[name] for name in names] or [proof for proof in PROOFS.values() if full or not proof.full]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the cases are small: threads would only wait for each other
+    outcomes: list[Outcome] = []
+    try:
+        with progress.make().task("prove", len(chosen)) as task:
+            for proof in chosen:
+                outcomes.append(prove(proof, cases=proof.examples * (10 if full else 1), seed=seed))
+                task.update(len(outcomes))
+    finally:
+        torch.set_num_threads(threads)
+    failed = [outcome for outcome in outcomes if not outcome.holds]
+    if as_json:
+        print(json.dumps([outcome.to_json() for outcome in outcomes]))
+    else:
+        _print(outcomes)
+    if failed:
+        sys.exit(1)
+
+
+def _print(outcomes: Sequence[Outcome]) -> None:
+    out = console()
+    made = table("", "statement", "equation", "worst error", "bound", "cases")
+    for outcome in outcomes:
+        proof = outcome.proof
+        made.add_row(
+            "[green]✓[/]" if outcome.holds else "[red]✗[/]",
+            plain(proof.statement),
+            escape(proof.equation),
+            f"{outcome.worst:.1e}",
+            f"{proof.bound:.0e}",
+            str(outcome.cases),
+        )
+    out.print(made)
+    for outcome in outcomes:
+        if outcome.counterexample is not None:
+            out.print(f"[red]✗[/] {outcome.proof.name}: {escape(outcome.counterexample)}", soft_wrap=True)
+    held = sum(outcome.holds for outcome in outcomes)
+    seconds = sum(outcome.seconds for outcome in outcomes)
+    out.print(f"{held} of {len(outcomes)} hold; {seconds:.0f} seconds", highlight=False)
+
+
+def bench(name: str, settings: Sequence[str], *, as_json: bool) -> None:
+    """Run a benchmark and print both sides and their ratio."""
+    if name not in BENCHMARKS:
+        raise OptionError(
+            [f"no benchmark called '{name}'{did_you_mean(name, BENCHMARKS)}"], f"benchmarks: {', '.join(BENCHMARKS)}"
+        )
+    values = {}
+    for setting in settings:
+        option, equals, text = setting.partition("=")
+        if not equals:
+            raise OptionError([f"--set {setting}: write OPTION=VALUE"])
+        values[option.strip()] = load_yaml(text)
+    benchmark = options.build(BENCHMARKS[name], values, name)
+    shown = progress.make()
+    comparisons = benchmark.run(shown)
+    if as_json:
+        print(json.dumps([comparison.to_json() for comparison in comparisons]))
+        return
+    out = Console(width=None if sys.stdout.isatty() else 120)
+    made = table("", "ours, ms", "against", "theirs, ms", "ratio")
+    for comparison in comparisons:
+        made.add_row(
+            f"[bold]{escape(comparison.title)}[/]",
+            f"{comparison.ours * 1e3:.2f}",
+            escape(comparison.against),
+            f"{comparison.theirs * 1e3:.2f}",
+            f"{comparison.ratio:.3f}",
+        )
+    out.print(made)
+    out.print(f"{benchmark.describe()}; medians of {benchmark.rounds} rounds in turns", highlight=False)

@@ -1,0 +1,150 @@
+"""Benchmarks: both sides in one process, in turns, the ratio of medians."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from scmreg.component import Options
+from scmreg.denoiser import Denoiser
+from scmreg.network import Network
+from scmreg.process import Process
+from scmreg.progress import Progress
+from scmreg.registry import registry
+from scmreg.sampler import Noise
+from scmreg.types import Conditions, Count
+
+__all__ = ["BENCHMARKS", "Benchmark", "Comparison", "Sampling", "in_turns"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two sides and what they took."""
+
+    title: str
+    ours: float
+    """Median seconds."""
+    against: str
+    theirs: float
+    """Median seconds."""
+    ratio: float
+    """Median over the rounds of ours over theirs."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, times in seconds."""
+        return {
+            "title": self.title,
+            "ours": self.ours,
+            "against": self.against,
+            "theirs": self.theirs,
+            "ratio": round(self.ratio, 4),
+        }
+
+
+def in_turns(
+    title: str, ours: Callable[[], Any], against: str, theirs: Callable[[], Any], rounds: int, progress: Progress
+) -> Comparison:
+    """Time two functions in turns; the order changes every round, so that neither profits from the other's caches."""
+    times: dict[bool, list[float]] = {True: [], False: []}
+    ours(), theirs()
+    with progress.task(title, rounds) as task:
+        for number in range(rounds):
+            for own in (True, False) if number % 2 else (False, True):
+                began = time.perf_counter()
+                (ours if own else theirs)()
+                times[own].append(time.perf_counter() - began)
+            task.update(number + 1)
+    ratio = statistics.median(own / other for own, other in zip(times[True], times[False], strict=True))
+    return Comparison(title, statistics.median(times[True]), against, statistics.median(times[False]), ratio)
+
+
+class Benchmark(Options):
+    """A named comparison; its fields are its options."""
+
+    name: ClassVar[str] = ""
+
+    rounds: Count = 15
+    """Times that each side is run."""
+
+    @classmethod
+    def summary(cls) -> str:
+        """Return the first line of the docstring."""
+        return (cls.__doc__ or "").partition("\n")[0].strip()
+
+    @abstractmethod
+    def run(self, progress: Progress) -> list[Comparison]:
+        """Measure."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Say on what was measured."""
+
+
+class Sampling(Benchmark):
+    """What solvers and conversion add to the bare calls of the network."""
+
+    name = "sampling"
+
+    network: Network = Network.default("dit")
+    """The network that is called."""
+    process: Process = Process.default("trigflow")
+    """The process that it is sampled under."""
+    shape: tuple[Count, ...] = (1, 8, 8)
+    """Shape of one sample."""
+    batch_size: Count = 64
+    """Samples at a time."""
+    steps: Count = 4
+    """Steps of every solver."""
+    samplers: tuple[str, ...] = ("euler", "ddim", "heun", "dpm-solver-2", "dpm-solver++-2m", "consistency")
+    """Samplers to measure, each also under EDM's process by conversion."""
+
+    def run(self, progress: Progress) -> list[Comparison]:
+        """Compare each sampler with as many calls of the network on the same inputs."""
+        torch.manual_seed(0)
+        network = self.network.build(self.shape, 0).eval().requires_grad_(False)
+        unit = registry("parameterization").create("unit-variance")
+        model = Denoiser(network, self.process, unit)
+        edm = registry("process").create("edm", sigma_data=self.process.sigma_data)
+        # Through the component, so that conversion is measured where it is not the identity.
+        converted = Denoiser(
+            network, edm, registry("parameterization").create("converted", of=unit, process=self.process)
+        )
+        noise = Noise(range(self.batch_size), self.shape)
+        drawn = [noise.draw(index) for index in range(self.steps)]
+        noise.draw = lambda index=0: drawn[index]  # type: ignore[method-assign]
+        comparisons = []
+        for name in self.samplers:
+            sampler = registry("sampler").create(name).with_steps(self.steps)
+            x, t = drawn[0], torch.full((self.batch_size,), 0.8)
+            calls = sampler.evaluations
+
+            def bare(x: Tensor = x, t: Tensor = t, calls: int = calls) -> None:
+                for _ in range(calls):
+                    network(x, t, Conditions())
+
+            for title, denoiser in ((name, model), (f"{name}, converted to edm", converted)):
+
+                def ours(sampler: Any = sampler, denoiser: Denoiser = denoiser) -> None:
+                    sampler.sample(denoiser, noise, Conditions())
+
+                with torch.no_grad():
+                    comparisons.append(in_turns(title, ours, f"{calls} bare calls", bare, self.rounds, progress))
+        return comparisons
+
+    def describe(self) -> str:
+        """Say on what was measured."""
+        return (
+            f"{self.network.name}, batch of {self.batch_size} samples of shape {self.shape}, {self.steps} steps,"
+            f" process {self.process.name}, CPU, {torch.get_num_threads()} threads"
+        )
+
+
+BENCHMARKS: dict[str, type[Benchmark]] = {cls.name: cls for cls in (Sampling,)}
+"""Benchmarks by name."""
