@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from abc import abstractmethod
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from scmreg.component import Options
 from scmreg.denoiser import Denoiser
@@ -87,6 +88,20 @@ class Benchmark(Options):
         """Say on what was measured."""
 
 
+def _inputs(network: nn.Module, sample: Callable[[], Any]) -> list[tuple[Any, ...]]:
+    """Return the inputs of every call of the network while something runs."""
+    seen: list[tuple[Any, ...]] = []
+    watching = network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
+    sample()
+    watching.remove()
+    return seen
+
+
+def _replay(network: nn.Module, inputs: list[tuple[Any, ...]]) -> None:
+    for arguments in inputs:
+        network(*arguments)
+
+
 class Sampling(Benchmark):
     """What solvers and conversion add to the bare calls of the network."""
 
@@ -122,20 +137,13 @@ class Sampling(Benchmark):
         comparisons = []
         for name in self.samplers:
             sampler = registry("sampler").create(name).with_steps(self.steps)
-            x, t = drawn[0], torch.full((self.batch_size,), 0.8)
-            calls = sampler.evaluations
-
-            def bare(x: Tensor = x, t: Tensor = t, calls: int = calls) -> None:
-                for _ in range(calls):
-                    network(x, t, Conditions())
-
             for title, denoiser in ((name, model), (f"{name}, converted to edm", converted)):
-
-                def ours(sampler: Any = sampler, denoiser: Denoiser = denoiser) -> None:
-                    sampler.sample(denoiser, noise, Conditions())
-
+                ours = functools.partial(sampler.sample, denoiser, noise, Conditions())
                 with torch.no_grad():
-                    comparisons.append(in_turns(title, ours, f"{calls} bare calls", bare, self.rounds, progress))
+                    inputs = _inputs(network, ours)
+                    bare = functools.partial(_replay, network, inputs)
+                    against = f"{len(inputs)} bare calls"
+                    comparisons.append(in_turns(title, ours, against, bare, self.rounds, progress))
         return comparisons
 
     def describe(self) -> str:

@@ -147,7 +147,7 @@ def boundary_condition(case: Case) -> float:
     if not form.has_boundary(process):
         return 0.0
     nearly = case.times(process, torch.full((case.batch,), 1e-7, dtype=torch.float64))
-    return float((model.consistency(x, nearly) - x).norm()) / max(1.0, float(x.norm()))
+    return float((model.consistency(x, nearly) - x).detach().norm()) / max(1.0, float(x.norm()))
 
 
 @proof("EDM B.1", 1e-8, examples=15)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 import scmreg
 from scmreg.coordinates import from_trig
 from scmreg.denoiser import Denoiser
 from scmreg.parameterization import Parameterization
 from scmreg.process import Process
-from scmreg.types import Conditions
+from scmreg.proofs import Smooth
 
 settings.register_profile("scmreg", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("scmreg")
@@ -45,22 +43,6 @@ def times(process: Process, count: int, rng: torch.Generator, low: float = 0.05,
     """Return process times, float64, whose TrigFlow times are uniform in ``[low, high]``."""
     t_hat = low + (high - low) * torch.rand(count, generator=rng, dtype=torch.float64)
     return from_trig(process, t_hat[:, None], t_hat)[1]
-
-
-class Smooth(nn.Module):
-    """A small random network, smooth in its input and its time, float64."""
-
-    def __init__(self, size: int, rng: torch.Generator, classes: int = 0) -> None:
-        super().__init__()
-        draw: Any = lambda *shape: torch.randn(*shape, generator=rng, dtype=torch.float64)  # noqa: E731
-        self.first = nn.Parameter(draw(16, size) / size**0.5)
-        self.time = nn.Parameter(draw(16))
-        self.bias = nn.Parameter(draw(16))
-        self.second = nn.Parameter(draw(size, 16) / 4)
-
-    def forward(self, x: Tensor, c_noise: Tensor, cond: Conditions) -> Tensor:
-        hidden = torch.tanh(x.flatten(1) @ self.first.T + c_noise[:, None] * self.time + self.bias)
-        return (hidden @ self.second.T).reshape(x.shape)
 
 
 def denoiser(
