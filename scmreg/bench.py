@@ -15,6 +15,7 @@ from torch import nn
 
 from scmreg.component import Options
 from scmreg.denoiser import Denoiser
+from scmreg.errors import CompositionError
 from scmreg.network import Network
 from scmreg.process import Process
 from scmreg.progress import Progress
@@ -122,6 +123,8 @@ class Sampling(Benchmark):
 
     def run(self, progress: Progress) -> list[Comparison]:
         """Compare each sampler with as many calls of the network on the same inputs."""
+        if reason := self.network.unavailable() or self.network.accepts(self.shape):
+            raise CompositionError(reason)
         torch.manual_seed(0)
         network = self.network.build(self.shape, 0).eval().requires_grad_(False)
         unit = registry("parameterization").create("unit-variance")

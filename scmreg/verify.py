@@ -12,9 +12,9 @@ import hypothesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from scmreg.proofs import PROOFS, Case, Proof
+from scmreg.proofs import Case, Proof
 
-__all__ = ["PROOFS", "Outcome", "prove"]
+__all__ = ["Outcome", "prove"]
 
 
 @dataclass(frozen=True)

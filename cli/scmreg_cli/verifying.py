@@ -13,8 +13,9 @@ from rich.markup import escape
 from scmreg import options
 from scmreg.bench import BENCHMARKS
 from scmreg.errors import OptionError, did_you_mean
+from scmreg.proofs import PROOFS, Proof
 from scmreg.recipe import load_yaml
-from scmreg.verify import PROOFS, Outcome, prove
+from scmreg.verify import Outcome, prove
 from scmreg_cli import progress
 from scmreg_cli.showing import console, plain, table
 
@@ -30,6 +31,8 @@ def verify(names: Sequence[str], *, full: bool, seed: int, as_json: bool) -> Non
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the cases are small: threads would only wait for each other
     outcomes: list[Outcome] = []
+    untried = [proof for proof in chosen if proof.missing()]
+    chosen = [proof for proof in chosen if proof not in untried]
     try:
         with progress.make().task("prove", len(chosen)) as task:
             for proof in chosen:
@@ -39,14 +42,15 @@ def verify(names: Sequence[str], *, full: bool, seed: int, as_json: bool) -> Non
         torch.set_num_threads(threads)
     failed = [outcome for outcome in outcomes if not outcome.holds]
     if as_json:
-        print(json.dumps([outcome.to_json() for outcome in outcomes]))
+        skipped = [{"name": proof.name, "statement": proof.statement, "untried": proof.missing()} for proof in untried]
+        print(json.dumps([outcome.to_json() for outcome in outcomes] + skipped))
     else:
-        _print(outcomes)
+        _print(outcomes, untried)
     if failed:
         sys.exit(1)
 
 
-def _print(outcomes: Sequence[Outcome]) -> None:
+def _print(outcomes: Sequence[Outcome], untried: Sequence[Proof]) -> None:
     out = console()
     made = table("", "statement", "equation", "worst error", "bound", "cases")
     for outcome in outcomes:
@@ -59,7 +63,11 @@ def _print(outcomes: Sequence[Outcome]) -> None:
             f"{proof.bound:.0e}",
             str(outcome.cases),
         )
+    for proof in untried:
+        made.add_row("[yellow]?[/]", plain(proof.statement), escape(proof.equation), "not tried", "", "")
     out.print(made)
+    for proof in untried:
+        out.print(f"[yellow]?[/] {proof.name} {escape(proof.missing() or '')}", soft_wrap=True)
     for outcome in outcomes:
         if outcome.counterexample is not None:
             out.print(f"[red]✗[/] {outcome.proof.name}: {escape(outcome.counterexample)}", soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -157,6 +158,14 @@ class Proof:
     """Cases of a quick run; a full one tries ten times as many."""
     full: bool
     """Whether it belongs to a full run only."""
+    needs: str = ""
+    """A package that it cannot be tried without; empty if it needs none but our own requirements."""
+
+    def missing(self) -> str | None:
+        """Say what has to be installed before it can be tried; ``None`` if nothing has."""
+        if not self.needs or importlib.util.find_spec(self.needs):
+            return None
+        return f"needs {self.needs}: pip install {self.needs}"
 
 
 PROOFS: dict[str, Proof] = {}
@@ -164,14 +173,14 @@ PROOFS: dict[str, Proof] = {}
 
 
 def proof(
-    equation: str, bound: float, *, examples: int = 200, full: bool = False
+    equation: str, bound: float, *, examples: int = 200, full: bool = False, needs: str = ""
 ) -> Callable[[Callable[[Case], float]], Callable[[Case], float]]:
     """Register a function as a proof, under its own name; the first line of its docstring is the statement."""
 
     def register(check: Callable[[Case], float]) -> Callable[[Case], float]:
         name = check.__name__.replace("_", "-")
         statement = (check.__doc__ or "").partition("\n")[0].rstrip(".")
-        PROOFS[name] = Proof(name, statement, equation, bound, check, examples, full)
+        PROOFS[name] = Proof(name, statement, equation, bound, check, examples, full, needs)
         return check
 
     return register

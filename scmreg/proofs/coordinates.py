@@ -81,7 +81,7 @@ def invariance_to_the_scale_of_data(case: Case) -> float:
 
 @proof("sCM Alg. 1", 1e-10)
 def rate_of_log_ratio(case: Case) -> float:
-    """Dt/d log(sigma/alpha) is cos sin times TrigFlow's rate: the rearrangement of the JVP."""
+    """The rate dt/d log(sigma/alpha) is cos sin times TrigFlow's rate: the rearrangement of the JVP."""
     process = case.process()
     t = case.times(process, case.angles(8))
     t_hat, slope = jvp(lambda t: trig_time(process, t), (t,), (torch.ones_like(t),))

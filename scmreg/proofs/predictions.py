@@ -138,7 +138,7 @@ def score_identity(case: Case) -> float:
 
 @proof("sCM Sec. 2.2", 1e-5)
 def boundary_condition(case: Case) -> float:
-    """F(x, 0) = x for every composition that claims it, continuously."""
+    """The boundary condition f(x, 0) = x holds for every composition that claims it, continuously."""
     process, form = case.process(), case.parameterization()
     model = case.denoiser(process, form)
     x = case.normal(case.batch, *case.shape)

@@ -154,7 +154,7 @@ def tangent_under_any_process(case: Case) -> float:
 
 @proof("sCM Eqs. 2, 8", 1e-9)
 def gradient_of_the_general_form(case: Case) -> float:
-    """SCM's gradient is 2/D times the general one of w f df/dt, with w = 1/(sigma_d tan t)."""
+    """The gradient of sCM is 2/D times the general one of w f df/dt, with w = 1/(sigma_d tan t)."""
     trig = case.process("trigflow")
     model = case.denoiser(trig)
     x0, _ = case.pair(trig)

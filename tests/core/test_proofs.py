@@ -14,7 +14,7 @@ import scmreg
 from scmreg import coordinates, law, sampler, tangent
 from scmreg.denoiser import Denoiser
 from scmreg.parameterization import Parameterization
-from scmreg.process import Coefficients
+from scmreg.process import Coefficients, Process
 from scmreg.proofs import PROOFS, Case, Proof
 from scmreg.proofs import training as training_proofs
 from scmreg.sampler import OdeSampler
@@ -154,6 +154,7 @@ DEFECTS: list[tuple[str, Patch]] = [
     ("heun-is-edms-sampler", on(SAMPLERS["heun"], "step", first_order)),
     ("dpm-solvers-as-printed", on(SAMPLERS["dpm-solver++-2m"], "correction", half_correction)),
     ("ddim-is-the-jump", on(SAMPLERS["ddim"], "step", scaled(1 + 1e-10))),
+    ("flow-solved-by-scipy", on(Process, "velocity", scaled(1.0001))),
     ("declared-orders", on(SAMPLERS["dpm-solver-2"], "correction", half_correction)),
     ("declared-orders", on(SAMPLERS["dpm-solver++-2m"], "step", first_order)),
     ("densities-of-proposals", on(scmreg.proposals["logit-normal"], "transform", scaled(1 + 1e-6))),

@@ -1,0 +1,104 @@
+"""`scm verify` and `scm bench`: what they print, and what they say of wrong input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scmreg.proofs import PROOFS
+
+
+def test_a_proof_by_name(scm):
+    result = scm("verify", "round-trip", "trigflow-form")
+    assert result.code == 0, result.err
+    assert "A point and its time go to any other process and back unchanged" in result.out
+    assert "sCM Eqs. 23-24" in result.out
+    assert "2 of 2 hold" in result.out
+
+
+def test_as_json(scm):
+    result = scm("verify", "round-trip", "--json")
+    assert result.code == 0, result.err
+    (entry,) = result.json
+    assert entry["holds"] is True
+    assert entry["worst"] <= entry["bound"] == PROOFS["round-trip"].bound
+    assert entry["cases"] == PROOFS["round-trip"].examples
+    assert scm("verify", "round-trip", "--json", "--seed", "5").json[0]["worst"] != entry["worst"]
+
+
+def test_full_tries_more(scm):
+    (entry,) = scm("verify", "refusal-of-pure-noise", "--full", "--json").json
+    assert entry["cases"] == 10 * PROOFS["refusal-of-pure-noise"].examples
+
+
+def test_what_does_not_hold_is_told(scm, monkeypatch):
+    import scmreg
+
+    flow = scmreg.processes["flow"]
+    right = flow.time_of
+    monkeypatch.setattr(flow, "time_of", lambda self, ratio: right(self, ratio) * 1.001)
+    threads = torch.get_num_threads()
+    result = scm("verify", "round-trip", "trigflow-form")
+    assert result.code == 1
+    assert "1 of 2 hold" in result.out
+    assert "round-trip: seed 0" in result.out
+    assert "process flow" in result.out
+    assert torch.get_num_threads() == threads
+    (entry, other) = scm("verify", "round-trip", "trigflow-form", "--json").json
+    assert not entry["holds"]
+    assert "process flow" in entry["counterexample"]
+    assert other["holds"]
+
+
+def test_a_proof_that_is_not_there(scm):
+    result = scm("verify", "round-tripp")
+    assert result.code == 2
+    assert "no proof called 'round-tripp', did you mean 'round-trip'?" in result.err
+
+
+@pytest.mark.slow
+def test_the_whole(scm):
+    result = scm("verify", "--json")
+    assert result.code == 0, result.out
+    assert [entry["name"] for entry in result.json] == [name for name, proof in PROOFS.items() if not proof.full]
+
+
+SMALL = ("--set", "rounds=2", "--set", "batch_size=2", "--set", "samplers=[ddim, consistency]")
+
+
+def test_a_benchmark(scm):
+    result = scm("bench", "sampling", *SMALL)
+    assert result.code == 0, result.err
+    assert "ddim, converted to edm" in result.out
+    assert "4 bare calls" in result.out
+    assert "batch of 2 samples" in result.out
+    listed = scm("bench", "sampling", *SMALL, "--json").json
+    assert [entry["title"] for entry in listed] == [
+        "ddim",
+        "ddim, converted to edm",
+        "consistency",
+        "consistency, converted to edm",
+    ]
+    for entry in listed:
+        assert entry["ours"] > 0
+        assert entry["theirs"] > 0
+        assert entry["ratio"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("samplin",), "no benchmark called 'samplin', did you mean 'sampling'?"),
+        (("sampling", "--set", "rounds=0"), "rounds must be greater than or equal to 1"),
+        (("sampling", "--set", "round=3"), "round"),
+        (("sampling", "--set", "rounds"), "write OPTION=VALUE"),
+        (("sampling", "--set", "network=dot"), "no network called 'dot'"),
+        (("sampling", "--set", "samplers=[hein]"), "no sampler called 'hein'"),
+        (("sampling", "--set", "shape=[2]"), "works on images"),
+    ],
+)
+def test_what_cannot_be_measured(scm, arguments, words):
+    result = scm("bench", *arguments)
+    assert result.code == 2
+    assert words in result.err
+    assert result.out == ""
