@@ -52,21 +52,75 @@ def _reachable(x: Tensor) -> Tensor:
 
 
 class Blocks(NamedTuple):
-    """Block sizes of a launch."""
+    """Sizes of a launch."""
 
     queries: int
     """Queries of a program; a multiple of 16."""
     keys: int
-    """Keys of a step of its loop."""
+    """Keys of a step of its loop; a multiple of 16."""
+    columns: int
+    """Columns of ``o`` and ``to`` that a program has registers for; of more, several programs take a share each."""
     warps: int
     """Warps of a program."""
     stages: int
     """Steps whose keys are in shared memory at a time."""
 
 
+Table = dict[tuple[str, int], list[tuple[int, Blocks]]]
+
+# The key is the family of chips and the size of an element in bytes; the first row whose head dimension suffices is
+# taken. Two accumulators of 128 columns, 32 keys of S and of tS and their rounded copies are what 255 registers hold
+# of 64 queries per 4 warps; 64 keys are better where they fit, and a third stage hides the latency of the loads.
+DUAL: Table = {
+    ("hopper", 2): [
+        (96, Blocks(128, 64, 96, 8, 3)),
+        (128, Blocks(128, 32, 128, 8, 4)),
+        (192, Blocks(128, 32, 96, 8, 3)),
+        (256, Blocks(128, 16, 128, 8, 3)),
+    ],
+    ("hopper", 4): [
+        (64, Blocks(64, 16, 64, 4, 2)),
+        (96, Blocks(64, 16, 48, 4, 2)),
+        (128, Blocks(64, 16, 64, 4, 3)),
+        (192, Blocks(64, 16, 32, 4, 1)),
+        (256, Blocks(64, 16, 32, 4, 1)),
+    ],
+    ("blackwell", 2): [(128, Blocks(128, 32, 128, 8, 3)), (256, Blocks(128, 16, 128, 8, 3))],
+    ("blackwell", 4): [(64, Blocks(64, 16, 64, 4, 2)), (256, Blocks(64, 16, 32, 4, 1))],
+    ("ampere", 2): [
+        (96, Blocks(128, 32, 96, 8, 3)),
+        (128, Blocks(128, 16, 128, 8, 3)),
+        (256, Blocks(64, 16, 64, 4, 2)),
+    ],
+    ("ampere", 4): [(64, Blocks(64, 16, 64, 8, 2)), (256, Blocks(16, 16, 64, 4, 1))],
+    ("cdna", 2): [(96, Blocks(128, 32, 96, 4, 1)), (256, Blocks(128, 16, 64, 4, 1))],
+    ("cdna", 4): [(64, Blocks(64, 32, 64, 4, 1)), (256, Blocks(64, 16, 64, 4, 1))],
+    ("interpreter", 2): [(256, Blocks(64, 64, 128, 4, 1))],
+    ("interpreter", 4): [(256, Blocks(64, 64, 128, 4, 1))],
+}
+# Without tangents there is one accumulator; where nothing is said here, the sizes are those with tangents.
+SINGLE: Table = {
+    ("hopper", 2): [
+        (64, Blocks(128, 128, 64, 8, 3)),
+        (128, Blocks(128, 128, 128, 8, 2)),
+        (256, Blocks(128, 64, 256, 8, 2)),
+    ],
+}
+
+
 def blocks(dim: int, itemsize: int, architecture: str, dual: bool) -> Blocks:
-    """Return the block sizes for a head dimension; ``dual`` says whether there are tangents."""
-    return Blocks(128, 64, 8, 2)
+    """Return the sizes for a head dimension; ``dual`` says whether there are tangents."""
+    key = (architecture, itemsize)
+    rows = DUAL[key] if dual else SINGLE.get(key, DUAL[key])
+    return next(row for largest, row in rows if dim <= largest)
+
+
+def precision(dim: int, itemsize: int, architecture: str) -> str:
+    """Return how a product of float32 matrices is made of those that tensor cores can do; no matter in 16 bits."""
+    if itemsize == 2 or architecture in ("cdna", "interpreter"):
+        return "ieee"
+    # Three terms of bfloat16 take less shared memory than two of tf32.
+    return "bf16x6" if architecture == "hopper" and dim > 192 else "tf32x3"
 
 
 def tiles(columns: int) -> tuple[int, int]:
@@ -74,26 +128,20 @@ def tiles(columns: int) -> tuple[int, int]:
 
     The second is 0 if one tile does as well. ``72`` is covered by ``(64, 16)``, ``40`` by ``(32, 16)``.
     """
-    sizes = [size for size in (16, 32, 64, 128, 256) if size < 2 * columns or size == 16]
-    choices = [(first, second) for first in sizes for second in (0, *sizes) if second <= min(first, 128)]
-    return min((c for c in choices if sum(c) >= columns), key=lambda c: (sum(c), c[1]))
+    sizes = (16, 32, 64, 128, 256)
+    pairs = [(first, second) for first in sizes for second in (0, *sizes) if second <= first]
+    return min((pair for pair in pairs if sum(pair) >= columns), key=lambda pair: (sum(pair), pair[1]))
 
 
 @cache
 def architecture(device: torch.device) -> str:
-    """Return the family of chips that the block sizes and the precision of float32 depend on."""
+    """Return the family of chips that the sizes depend on."""
     if device.type != "cuda":
         return "interpreter"
     if torch.version.hip is not None:
         return "cdna"
-    major, minor = torch.cuda.get_device_capability(device)
-    if major in (9, 10):
-        return "hopper"
-    return "ampere" if (major, minor) in ((8, 0), (8, 7)) else "small"
-
-
-PRECISION = {"hopper": "tf32x3", "ampere": "tf32x3", "small": "tf32x3", "cdna": "bf16x6", "interpreter": "ieee"}
-"""How a product of float32 matrices is made of those that tensor cores can do; without effect in 16 bits."""
+    # Chips of another kind than these have no instructions of their own for whole warp groups, and less memory.
+    return {9: "hopper", 10: "blackwell"}.get(torch.cuda.get_device_capability(device)[0], "ampere")
 
 
 def arguments(
@@ -116,10 +164,11 @@ def arguments(
     q, k = inputs["q"], inputs["k"]
     assert q is not None and k is not None  # noqa: PT018
     _, heads, length, dim = q.shape
-    # Beyond 128 columns of o and to a program has no registers for both accumulators: two programs share the columns.
-    part = dim if dim <= 128 else -(-dim // 32) * 16
-    tall, wide = tiles(dim), tiles(part)
-    size = blocks(dim, q.element_size(), architecture, inputs["tq"] is not None)
+    dual = any(inputs[name] is not None for name in ("tq", "tk", "tv"))
+    size = blocks(dim, q.element_size(), architecture, dual)
+    shares = -(-dim // size.columns)
+    share = dim if shares == 1 else -(-dim // shares // 16) * 16
+    inner, outer = tiles(dim), tiles(share)
     strided = {name: inputs[name] for name in ("q", "k", "v", "tq", "tk", "tv")} | {"o": results[0]}
     unit = _unit(strided)
     strides = {
@@ -127,7 +176,7 @@ def arguments(
         for name, x in strided.items()
         for i, axis in enumerate("bhld")
     }
-    programs = q.shape[0] * heads * -(-length // size.queries) * -(-dim // part)
+    programs = q.shape[0] * heads * -(-length // size.queries) * -(-dim // share)
     return programs, {
         **{name.upper(): x for name, x in inputs.items()},
         **dict(zip(("O", "TO", "LSE"), results, strict=True)),
@@ -138,9 +187,10 @@ def arguments(
         "L": length,
         "S": k.shape[2],
         "CAUSAL": causal,
-        **{"D": dim, "D0": tall[0], "D1": tall[1], "E": part, "E0": wide[0], "E1": wide[1]},
+        **{"D": dim, "D0": inner[0], "D1": inner[1], "E": share, "E0": outer[0], "E1": outer[1]},
         "UNIT": unit,
-        "PRECISION": PRECISION[architecture],
+        "PRECISION": precision(dim, q.element_size(), architecture),
+        "PTX": architecture in ("hopper", "blackwell", "ampere"),
         "BLOCK_M": size.queries,
         "BLOCK_N": size.keys,
         "num_warps": size.warps,
