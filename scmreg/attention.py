@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad as fwad
 
 from scmreg.component import Component
-from scmreg.errors import UnavailableError
+from scmreg.errors import UnavailableError, UnknownComponentError
 
 __all__ = ["Attention", "AttentionOptions", "Operation", "attend", "attend_jvp", "choose"]
 
@@ -131,15 +131,51 @@ def attend_jvp(
 
 def choose(q: Tensor, k: Tensor, v: Tensor) -> tuple[str, str]:
     """Return the backend that ``auto`` takes for such tensors, and why."""
+    aside = ""
+    if q.is_cuda:
+        reason = _obstacle("triton", q, k, v)
+        if reason is None:
+            return "triton", "on a GPU: one kernel for the value and its tangent"
+        aside = f"; not triton: {reason}"
     if k.shape[-2] >= CHUNKED_FROM:
-        return "chunked", f"{k.shape[-2]} keys: memory linear in the length"
-    return "math", f"{k.shape[-2]} keys, fewer than {CHUNKED_FROM}: the whole matrix at once is quickest"
+        return "chunked", f"{k.shape[-2]} keys: memory linear in the length{aside}"
+    return "math", f"{k.shape[-2]} keys, fewer than {CHUNKED_FROM}: the whole matrix at once is quickest{aside}"
 
 
-AUTO = ("math", "chunked")
+AUTO = ("math", "chunked", "triton")
 """Backends that ``auto`` chooses from."""
 CHUNKED_FROM = 512
 """Number of keys from which ``auto`` takes the backend with linear memory."""
+
+
+def prepare(backend: str) -> None:
+    """Look up a backend; for ``auto`` all that it may choose.
+
+    Networks do so when they are built: the compiler can follow the look-up of a known operation, not the registry.
+
+    Raises:
+        UnknownComponentError: if there is none of that name.
+        UnavailableError: if it cannot run on this machine.
+    """
+    if backend != "auto":
+        operation_of(backend)
+        return
+    for name in AUTO:
+        _find(name)
+
+
+def _find(name: str) -> str | None:
+    """Look up an operation; return why it cannot run on this machine, ``None`` if it can."""
+    if name not in _operations and name not in _obstacles:
+        try:
+            operation_of(name)
+        except (UnavailableError, UnknownComponentError) as error:
+            _obstacles[name] = str(error)
+    return _obstacles.get(name)
+
+
+def _obstacle(name: str, q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    return _find(name) or _operations[name].refuses(q, k, v)
 
 
 def is_dual(*tensors: Tensor) -> bool:
@@ -150,8 +186,6 @@ def is_dual(*tensors: Tensor) -> bool:
 
 def operation_of(name: str) -> Operation:
     """Return the operation of a backend, which stays the same from then on.
-
-    Networks ask for it when they are built: the compiler can follow the look-up of a known one, not the registry.
 
     Raises:
         UnknownComponentError: if there is none.
@@ -168,6 +202,7 @@ def operation_of(name: str) -> Operation:
 
 
 _operations: dict[str, Operation] = {}
+_obstacles: dict[str, str] = {}
 
 
 def _operation(backend: str, q: Tensor, k: Tensor, v: Tensor) -> Operation:

@@ -291,7 +291,7 @@ def _attention() -> str:
 
     choices = []
     for length in (64, 4096):
-        q = torch.empty(1, 1, length, 64, device="meta")
+        q = torch.empty(1, 1, length, 64, device="cuda" if torch.cuda.is_available() else "meta")
         name, reason = choose(q, q, q)
         choices.append(f"{name} ({reason})")
     return "; ".join(choices)

@@ -1,4 +1,4 @@
-"""Attention backends in plain torch: the reference, and one with linear memory."""
+"""Attention backends: the reference and one with linear memory in plain torch, and a kernel for the GPU."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from scmreg.attention import Attention, Operation
 from scmreg.component import Component
 from scmreg.hookspecs import hookimpl
 from scmreg.types import Count
-from scmreg_attention import chunked, explicit
+from scmreg_attention import chunked, explicit, fused
 
-__all__ = ["Chunked", "Math"]
+__all__ = ["Chunked", "Math", "Triton"]
 
 
 class Math(Attention, name="math"):
@@ -43,7 +43,28 @@ class Chunked(Attention, name="chunked"):
         )
 
 
+class Triton(Attention, name="triton"):
+    """Run one kernel over the keys for the value and its tangent: on a GPU, with linear memory.
+
+    In float32, bfloat16 and float16, for head dimensions up to 256. The gradient of the value comes from torch's flash
+    attention where that serves, else from plain torch in chunks of keys. The kernel runs on the CPU, slowly, where the
+    environment variable ``TRITON_INTERPRET`` is 1.
+    """
+
+    formula = "as chunked, with H = P∘(tS - c), c = scale (tQ·mean K + Q·mean tK), which cancels: tO = (Σ H V + P tV - Σ H∘O) / l"
+    reference = "Lu & Song 2024 (sCM), arXiv:2410.11081, App. F; Dao 2023, arXiv:2307.08691"
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        """Refuse machines without Triton or a GPU that it knows."""
+        return fused.unavailable()
+
+    def build(self) -> Operation:
+        """Return the functions of :mod:`scmreg_attention.fused`."""
+        return Operation(fused.forward, fused.forward_jvp, fused.refuses)
+
+
 @hookimpl
 def scmreg_components() -> list[type[Component]]:
     """Register what this package adds."""
-    return [Math, Chunked]
+    return [Math, Chunked, Triton]

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from scmreg.attention import AttentionOptions
+from scmreg.errors import UnavailableError
 from scmreg_attention.chunked import _gradients
 from scmreg_attention.launch import launch
 
@@ -111,8 +112,32 @@ class _Attend(torch.autograd.Function):
         _save(ctx, inputs, output)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        return _backward(ctx, *grads)
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+        gradients = _Gradient.apply(grad, *ctx.saved_tensors, ctx.scale, ctx.causal)  # type: ignore[no-untyped-call]
+        return (*gradients, *NO_GRADIENT)
+
+
+class _Gradient(torch.autograd.Function):
+    """The gradient of `_Attend`. A bare operator here would fail under ``func.grad``."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        gradients: tuple[Tensor, Tensor, Tensor] = attention_backward(*inputs)
+        return gradients
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> NoReturn:
+        raise UnavailableError("attention 'triton' can be differentiated in reverse mode once, not twice", "can: math")
+
+
+NO_GRADIENT = (None,) * 6
+"""What a backward pass returns for the tangents, the key lengths and the options."""
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -122,9 +147,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
-    q, k, v, out, lse, key_lengths = ctx.saved_tensors
-    gradients = attention_backward(grad, q, k, v, out, lse, key_lengths, ctx.scale, ctx.causal)
-    return (*gradients, None, None, None, None, None, None)
+    return (*attention_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.causal), *NO_GRADIENT)
 
 
 @torch.library.custom_op("scmreg::attention", mutates_args=())
@@ -212,6 +235,29 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
     return dq, dk, dv
+
+
+def _over_batches(operator: Any) -> Any:
+    """Return the batching rule of an operator whose tensors all begin with the batch: the new dimension joins it."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        size: int = info.batch_size
+
+        def join(x: Any, dim: int | None) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            return (x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
+
+        results = operator(*map(join, args, in_dims))
+        # What is empty for want of tangents has no batch.
+        parted = (x.unflatten(0, (size, -1)) if x.ndim > 1 else x.expand(size, 0) for x in results)
+        return tuple(parted), (0, 0, 0)
+
+    return rule
+
+
+attention.register_vmap(_over_batches(attention))
+attention_backward.register_vmap(_over_batches(attention_backward))
 
 
 def _flash_serves(q: Tensor) -> bool:

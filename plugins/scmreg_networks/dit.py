@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from scmreg.attention import AUTO, attend, operation_of
+from scmreg.attention import attend, prepare
 from scmreg.types import Conditions
 from scmreg_networks.layers import AdaptiveDoubleNorm, ConditionEmbedding, Linear, pixel_norm
 from scmreg_networks.timm_layers import Mlp, PatchEmbed
@@ -25,8 +25,7 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int, backend: str) -> None:
         super().__init__()
         self.heads, self.backend = heads, backend
-        for name in AUTO if backend == "auto" else (backend,):
-            operation_of(name)
+        prepare(backend)
         self.qkv = Linear(width, 3 * width)
         self.out = Linear(width, width)
 
