@@ -48,6 +48,36 @@ def store(base, x, rows, columns, stride_row, stride_column, row_end, column_end
 
 
 @triton.jit
+def compare(x0, x1, y0, y1, total, PRECISION: tl.constexpr):
+    """Return ``x yᵀ``, added to ``total``, of matrices in two tiles each; what is ``None`` is not there."""
+    if total is None:
+        total = tl.dot(x0, tl.trans(y0), input_precision=PRECISION)
+    else:
+        total = tl.dot(x0, tl.trans(y0), total, input_precision=PRECISION)
+    if x1 is not None:
+        total = tl.dot(x1, tl.trans(y1), total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def gather(
+    o, t, p, h, decay, V, v_l, v_d, TV, tv_l, tv_d, rows, columns, row_end, column_end,
+    GUARD: tl.constexpr, RAGGED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Return ``decay o + p V`` and ``decay t + h V + p TV``; ``h``, ``TV`` or both may be ``None``."""
+    v = load(V, rows, columns, v_l, v_d, row_end, column_end, GUARD, RAGGED)
+    o = tl.dot(p, v, o * decay[:, None], input_precision=PRECISION)
+    if h is not None or TV is not None:
+        t = t * decay[:, None]
+    if h is not None:
+        t = tl.dot(h, v, t, input_precision=PRECISION)
+    if TV is not None:
+        tv = load(TV, rows, columns, tv_l, tv_d, row_end, column_end, GUARD, RAGGED)
+        t = tl.dot(p, tv, t, input_precision=PRECISION)
+    return o, t
+
+
+@triton.jit
 def rounded(x, dtype: tl.constexpr, PTX: tl.constexpr):
     """Round float32 to ``dtype``; return it, and the same numbers in float32."""
     if PTX and dtype == tl.bfloat16:
@@ -83,6 +113,21 @@ def attention(
     UNIT: tl.constexpr, PRECISION: tl.constexpr, PTX: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
+    """Write ``O``, ``TO`` and ``LSE`` for a block of queries of one head; ``TO`` only if there is a tangent.
+
+    Args:
+        Q, K, V, TQ, TK, TV: inputs ``(B, H or Hk, L or S, D)``; a tangent that is ``None`` is not computed with.
+        MEAN_K, MEAN_TK: means over the keys, ``(B, Hk, D)``, float32, contiguous; of K with TQ, of TK with TK.
+        LENGTHS: number of keys that each batch entry sees, or ``None``.
+        O, TO, LSE: results; ``LSE (B, H, L)`` is contiguous, float32 and in natural units, 0 where no key is seen.
+        q_b to o_d: strides, those of the first three axes in units of ``UNIT`` elements; TO has those of O.
+        scale: factor of the logits, positive.
+        heads, groups, L, S: number of query heads, of those that share a key head, of queries, of keys.
+        D, D0, D1: head dimension, and the two tiles that cover it; the second is absent if 0.
+        E, E0, E1: columns of O and TO that one program computes, and their tiles.
+        PRECISION: how float32 is multiplied.
+        PTX: whether the chip understands PTX.
+    """
     HAS_TQ: tl.constexpr = TQ is not None
     HAS_TK: tl.constexpr = TK is not None
     HAS_TV: tl.constexpr = TV is not None
@@ -114,25 +159,24 @@ def attention(
     e_end = tl.minimum(part * E + E, D)
     RAGGED_D0: tl.constexpr = D0 > D
     RAGGED_D1: tl.constexpr = D0 + D1 > D
-    RAGGED_E0: tl.constexpr = E0 > E or (E1 == 0 and PARTS * E0 > D)
-    RAGGED_E1: tl.constexpr = E0 + E1 > E or PARTS * E > D
+    RAGGED_E0: tl.constexpr = E0 > E or (PARTS - 1) * E + E0 > D
+    RAGGED_E1: tl.constexpr = E0 + E1 > E or (PARTS - 1) * E + E0 + E1 > D
 
-    Q += b * (q_b * UNIT) + h * (q_h * UNIT) + tl.cast(first, tl.int64) * (q_l * UNIT)
-    K += b * (k_b * UNIT) + hk * (k_h * UNIT)
-    V += b * (v_b * UNIT) + hk * (v_h * UNIT)
+    Q += b * q_b * UNIT + h * q_h * UNIT + first.to(tl.int64) * (q_l * UNIT)
+    K += b * k_b * UNIT + hk * k_h * UNIT
+    V += b * v_b * UNIT + hk * v_h * UNIT
     q0 = load(Q, rows, d0, q_l * UNIT, q_d, row_end, D, True, RAGGED_D0)
-    if D1 > 0:
-        q1 = load(Q, rows, d1, q_l * UNIT, q_d, row_end, D, True, RAGGED_D1)
+    q1 = load(Q, rows, d1, q_l * UNIT, q_d, row_end, D, True, RAGGED_D1) if D1 > 0 else None
     if HAS_TQ:
-        TQ += b * (tq_b * UNIT) + h * (tq_h * UNIT) + tl.cast(first, tl.int64) * (tq_l * UNIT)
+        TQ += b * tq_b * UNIT + h * tq_h * UNIT + first.to(tl.int64) * (tq_l * UNIT)
         tq0 = load(TQ, rows, d0, tq_l * UNIT, tq_d, row_end, D, True, RAGGED_D0)
-        if D1 > 0:
-            tq1 = load(TQ, rows, d1, tq_l * UNIT, tq_d, row_end, D, True, RAGGED_D1)
+        tq1 = load(TQ, rows, d1, tq_l * UNIT, tq_d, row_end, D, True, RAGGED_D1) if D1 > 0 else None
     if HAS_TK:
-        TK += b * (tk_b * UNIT) + hk * (tk_h * UNIT)
+        TK += b * tk_b * UNIT + hk * tk_h * UNIT
     if HAS_TV:
-        TV += b * (tv_b * UNIT) + hk * (tv_h * UNIT)
+        TV += b * tv_b * UNIT + hk * tv_h * UNIT
 
+    # c, over the scale until the end.
     centre = tl.zeros([BLOCK_M], tl.float32)
     if HAS_TQ:
         MEAN_K += (b * (heads // groups) + hk) * D
@@ -151,7 +195,7 @@ def attention(
     centre *= scale
 
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    l = tl.zeros([BLOCK_M], tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
     mu = tl.zeros([BLOCK_M], tl.float32)
     o0 = tl.zeros([BLOCK_M, E0], tl.float32)
     t0 = tl.zeros([BLOCK_M, E0], tl.float32)
@@ -173,27 +217,20 @@ def attention(
 
     for GUARD in tl.static_range(2):
         for start in tl.range(whole if GUARD else 0, seen if GUARD else whole, BLOCK_N, disable_licm=True):
-            offset = tl.cast(start, tl.int64)
             keys = tl.arange(0, BLOCK_N)
             end = seen - start
-            k0 = load(K + offset * (k_l * UNIT), keys, d0, k_l * UNIT, k_d, end, D, GUARD, RAGGED_D0)
-            s = tl.dot(q0, tl.trans(k0), input_precision=PRECISION)
-            if D1 > 0:
-                k1 = load(K + offset * (k_l * UNIT), keys, d1, k_l * UNIT, k_d, end, D, GUARD, RAGGED_D1)
-                s = tl.dot(q1, tl.trans(k1), s, input_precision=PRECISION)
+            step = tl.cast(start, tl.int64)
+            base = K + step * (k_l * UNIT)
+            k0 = load(base, keys, d0, k_l * UNIT, k_d, end, D, GUARD, RAGGED_D0)
+            k1 = load(base, keys, d1, k_l * UNIT, k_d, end, D, GUARD, RAGGED_D1) if D1 > 0 else None
+            s = compare(q0, q1, k0, k1, None, PRECISION)
             if HAS_TQ:
-                ts = tl.dot(tq0, tl.trans(k0), input_precision=PRECISION)
-                if D1 > 0:
-                    ts = tl.dot(tq1, tl.trans(k1), ts, input_precision=PRECISION)
+                ts = compare(tq0, tq1, k0, k1, None, PRECISION)
             if HAS_TK:
-                tk0 = load(TK + offset * (tk_l * UNIT), keys, d0, tk_l * UNIT, tk_d, end, D, GUARD, RAGGED_D0)
-                if HAS_TQ:
-                    ts = tl.dot(q0, tl.trans(tk0), ts, input_precision=PRECISION)
-                else:
-                    ts = tl.dot(q0, tl.trans(tk0), input_precision=PRECISION)
-                if D1 > 0:
-                    tk1 = load(TK + offset * (tk_l * UNIT), keys, d1, tk_l * UNIT, tk_d, end, D, GUARD, RAGGED_D1)
-                    ts = tl.dot(q1, tl.trans(tk1), ts, input_precision=PRECISION)
+                base = TK + step * (tk_l * UNIT)
+                tk0 = load(base, keys, d0, tk_l * UNIT, tk_d, end, D, GUARD, RAGGED_D0)
+                tk1 = load(base, keys, d1, tk_l * UNIT, tk_d, end, D, GUARD, RAGGED_D1) if D1 > 0 else None
+                ts = compare(q0, q1, tk0, tk1, ts if HAS_TQ else None, PRECISION)
             if GUARD:
                 visible = keys[None, :] < end
                 if CAUSAL:
@@ -202,43 +239,36 @@ def attention(
 
             top = tl.maximum(m, tl.max(s, 1) * (scale * LOG2E))
             # A row that has seen no key yet: with 0 for its maximum every exponential is an exact 0, not NaN.
-            base = tl.where(top == float("-inf"), 0.0, top) if GUARD else top
-            decay = tl.math.exp2(m - base)
+            level = tl.where(top == float("-inf"), 0.0, top) if GUARD else top
+            decay = tl.math.exp2(m - level)
             m = top
-            p = tl.math.exp2(s * (scale * LOG2E) - base[:, None])
+            p = tl.math.exp2(s * (scale * LOG2E) - level[:, None])
             p_rounded, p_wide = rounded(p, dtype, PTX)
-            l = l * decay + tl.sum(p_wide, 1)
+            total = total * decay + tl.sum(p_wide, 1)
+            h_rounded = None
             if HAS_TS:
                 h_rounded, h_wide = rounded(p * (ts * scale - centre[:, None]), dtype, PTX)
                 mu = mu * decay + tl.sum(h_wide, 1)
 
-            v0 = load(V + offset * (v_l * UNIT), keys, e0, v_l * UNIT, v_d, end, e_end, GUARD, RAGGED_E0)
-            o0 = tl.dot(p_rounded, v0, o0 * decay[:, None], input_precision=PRECISION)
-            if DUAL:
-                t0 = t0 * decay[:, None]
-            if HAS_TS:
-                t0 = tl.dot(h_rounded, v0, t0, input_precision=PRECISION)
-            if HAS_TV:
-                tv0 = load(TV + offset * (tv_l * UNIT), keys, e0, tv_l * UNIT, tv_d, end, e_end, GUARD, RAGGED_E0)
-                t0 = tl.dot(p_rounded, tv0, t0, input_precision=PRECISION)
+            v = V + step * (v_l * UNIT)
+            tv = TV + step * (tv_l * UNIT) if HAS_TV else None
+            o0, t0 = gather(
+                o0, t0, p_rounded, h_rounded, decay, v, v_l * UNIT, v_d, tv, tv_l * UNIT, tv_d,
+                keys, e0, end, e_end, GUARD, RAGGED_E0, PRECISION,
+            )  # fmt: skip
             if E1 > 0:
-                v1 = load(V + offset * (v_l * UNIT), keys, e1, v_l * UNIT, v_d, end, e_end, GUARD, RAGGED_E1)
-                o1 = tl.dot(p_rounded, v1, o1 * decay[:, None], input_precision=PRECISION)
-                if DUAL:
-                    t1 = t1 * decay[:, None]
-                if HAS_TS:
-                    t1 = tl.dot(h_rounded, v1, t1, input_precision=PRECISION)
-                if HAS_TV:
-                    tv1 = load(TV + offset * (tv_l * UNIT), keys, e1, tv_l * UNIT, tv_d, end, e_end, GUARD, RAGGED_E1)
-                    t1 = tl.dot(p_rounded, tv1, t1, input_precision=PRECISION)
+                o1, t1 = gather(
+                    o1, t1, p_rounded, h_rounded, decay, v, v_l * UNIT, v_d, tv, tv_l * UNIT, tv_d,
+                    keys, e1, end, e_end, GUARD, RAGGED_E1, PRECISION,
+                )  # fmt: skip
 
     # A row that sees no key: sums and lse of 0.
-    empty = l == 0.0
-    divisor = tl.where(empty, 1.0, l)
+    empty = total == 0.0
+    divisor = tl.where(empty, 1.0, total)
     lse = tl.where(empty, 0.0, m + tl.math.log2(divisor)) / LOG2E
     if part == 0:
         tl.store(LSE + head_of_all.to(tl.int64) * L + first + rows, lse, mask=rows < row_end)
-    O += b * (o_b * UNIT) + h * (o_h * UNIT) + tl.cast(first, tl.int64) * (o_l * UNIT)
+    O += b * o_b * UNIT + h * o_h * UNIT + first.to(tl.int64) * (o_l * UNIT)
     inverse = 1.0 / divisor
     o0 = o0 * inverse[:, None]
     store(O, o0, rows, e0, o_l * UNIT, o_d, row_end, e_end)
@@ -246,7 +276,7 @@ def attention(
         o1 = o1 * inverse[:, None]
         store(O, o1, rows, e1, o_l * UNIT, o_d, row_end, e_end)
     if DUAL:
-        TO += b * (o_b * UNIT) + h * (o_h * UNIT) + tl.cast(first, tl.int64) * (o_l * UNIT)
+        TO += b * o_b * UNIT + h * o_h * UNIT + first.to(tl.int64) * (o_l * UNIT)
         store(TO, (t0 - mu[:, None] * o0) * inverse[:, None], rows, e0, o_l * UNIT, o_d, row_end, e_end)
         if E1 > 0:
             store(TO, (t1 - mu[:, None] * o1) * inverse[:, None], rows, e1, o_l * UNIT, o_d, row_end, e_end)
@@ -262,7 +292,7 @@ def means(
     """Average one head of ``X`` over the keys that are seen, in float32: ``MEAN (B, Hk, D)``; 0 if there are none."""
     program = tl.program_id(0).to(tl.int64)
     b = program // heads
-    X += b * (x_b * UNIT) + (program % heads) * (x_h * UNIT)
+    X += b * x_b * UNIT + (program % heads) * x_h * UNIT
     seen = S
     if LENGTHS is not None:
         seen = tl.maximum(tl.minimum(S, tl.load(LENGTHS + b).to(tl.int32)), 0)
