@@ -51,7 +51,7 @@ class Triton(Attention, name="triton"):
     environment variable ``TRITON_INTERPRET`` is 1.
     """
 
-    formula = "as chunked, with H = P∘(tS - c), c = scale (tQ·mean K + Q·mean tK), which cancels: tO = (Σ H V + P tV - Σ H∘O) / l"
+    formula = "as chunked, with tS - c for tS; c = scale (tQ·mean K + Q·mean tK), which all keys share, cancels"
     reference = "Lu & Song 2024 (sCM), arXiv:2410.11081, App. F; Dao 2023, arXiv:2307.08691"
 
     @classmethod

@@ -25,7 +25,9 @@ STRIDES = [f"{x}_{dim}" for x in ("q", "k", "v", "tq", "tk", "tv", "o") for dim 
 
 
 @triton.jit
-def load(base, rows, columns, stride_row, stride_column, row_end, column_end, GUARD: tl.constexpr, RAGGED: tl.constexpr):
+def load(
+    base, rows, columns, stride_row, stride_column, row_end, column_end, GUARD: tl.constexpr, RAGGED: tl.constexpr
+):
     """Load a tile; zeros at rows from ``row_end`` on under ``GUARD``, at columns from ``column_end`` if ``RAGGED``."""
     pointers = base + (rows[:, None] * stride_row + columns[None, :] * stride_column)
     if GUARD and RAGGED:

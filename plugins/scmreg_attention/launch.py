@@ -33,14 +33,20 @@ def launch(
     chip = architecture(q.device)
     inputs = {name: x if x is None else _reachable(x) for name, x in zip(NAMES, (q, k, v, tq, tk, tv), strict=True)}
     inputs["lengths"] = lengths = None if key_lengths is None else key_lengths.contiguous()
-    for mean, x, moving in (("mean_k", inputs["k"], tq), ("mean_tk", inputs["tk"], tk)):
-        inputs[mean] = None
-        if x is not None and moving is not None:
-            inputs[mean] = x.new_empty((x.shape[0], x.shape[1], x.shape[3]), dtype=torch.float32)
-            programs, keywords = arguments_of_means(x, lengths, inputs[mean])
-            kernel.means[(programs,)](**keywords)
+    for name, x, tx in (("mean_k", inputs["k"], tq), ("mean_tk", inputs["tk"], tk)):
+        inputs[name] = None if x is None or tx is None else _means(x, lengths)
     programs, keywords = arguments(inputs, results, scale=scale, causal=causal, architecture=chip)
     kernel.attention[(programs,)](**keywords)
+
+
+def _means(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """Return the means over the keys that are seen, ``(B, Hk, D)``, float32."""
+    from scmreg_attention import kernel
+
+    mean = x.new_empty((x.shape[0], x.shape[1], x.shape[3]), dtype=torch.float32)
+    programs, keywords = arguments_of_means(x, lengths, mean)
+    kernel.means[(programs,)](**keywords)
+    return mean
 
 
 NAMES = ("q", "k", "v", "tq", "tk", "tv")
@@ -71,6 +77,7 @@ Table = dict[tuple[str, int], list[tuple[int, Blocks]]]
 # The key is the family of chips and the size of an element in bytes; the first row whose head dimension suffices is
 # taken. Two accumulators of 128 columns, 32 keys of S and of tS and their rounded copies are what 255 registers hold
 # of 64 queries per 4 warps; 64 keys are better where they fit, and a third stage hides the latency of the loads.
+# Chosen by what the compiler reports, not by time: nothing here has been measured on a GPU.
 DUAL: Table = {
     ("hopper", 2): [
         (96, Blocks(128, 64, 96, 8, 3)),
@@ -82,7 +89,6 @@ DUAL: Table = {
         (64, Blocks(64, 16, 64, 4, 2)),
         (96, Blocks(64, 16, 48, 4, 2)),
         (128, Blocks(64, 16, 64, 4, 3)),
-        (192, Blocks(64, 16, 32, 4, 1)),
         (256, Blocks(64, 16, 32, 4, 1)),
     ],
     ("blackwell", 2): [(128, Blocks(128, 32, 128, 8, 3)), (256, Blocks(128, 16, 128, 8, 3))],
@@ -108,6 +114,7 @@ SINGLE: Table = {
 }
 
 
+@cache
 def blocks(dim: int, itemsize: int, architecture: str, dual: bool) -> Blocks:
     """Return the sizes for a head dimension; ``dual`` says whether there are tangents."""
     key = (architecture, itemsize)
@@ -123,6 +130,7 @@ def precision(dim: int, itemsize: int, architecture: str) -> str:
     return "bf16x6" if architecture == "hopper" and dim > 192 else "tf32x3"
 
 
+@cache
 def tiles(columns: int) -> tuple[int, int]:
     """Return the widths, powers of two, of the two tiles that cover so many columns with the least to spare.
 
