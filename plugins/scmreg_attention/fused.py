@@ -13,7 +13,6 @@ operator: a Function would lose the gradient under ``torch.compile``, a bare ope
 from __future__ import annotations
 
 import contextlib
-import os
 from typing import Any, NoReturn
 
 import torch
@@ -22,12 +21,10 @@ from torch import Tensor
 from scmreg.attention import AttentionOptions
 from scmreg.errors import UnavailableError
 from scmreg_attention.chunked import _gradients
-from scmreg_attention.launch import launch
+from scmreg_attention.launch import INTERPRETED, launch
 
 __all__ = ["forward", "forward_jvp", "refuses", "unavailable"]
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
-"""Whether the kernels run in Triton's interpreter, on the CPU."""
 DTYPES = (torch.float32, torch.float16) if INTERPRETED else (torch.float32, torch.float16, torch.bfloat16)
 """What can be computed; the interpreter multiplies the bit patterns of bfloat16, not the numbers."""
 LARGEST = 256

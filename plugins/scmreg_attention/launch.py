@@ -6,6 +6,7 @@ arguments, given to the compiler, show the registers and the shared memory that 
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -49,6 +50,8 @@ def _means(x: Tensor, lengths: Tensor | None) -> Tensor:
     return mean
 
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+"""Whether the kernels run in Triton's interpreter, on the CPU."""
 NAMES = ("q", "k", "v", "tq", "tk", "tv")
 
 
@@ -144,7 +147,7 @@ def tiles(columns: int) -> tuple[int, int]:
 @cache
 def architecture(device: torch.device) -> str:
     """Return the family of chips that the sizes depend on."""
-    if device.type != "cuda":
+    if INTERPRETED:
         return "interpreter"
     if torch.version.hip is not None:
         return "cdna"

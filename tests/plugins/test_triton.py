@@ -107,13 +107,13 @@ def sized(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def too_far(cases: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
-    """Return the cases whose errors exceed the bound; where few numbers are rounded, their errors scatter: twice it."""
+    """Return the cases whose errors exceed the bound, which is meant for many numbers: errors of few scatter."""
     bad = []
     for case, errors in zip(cases, work("accuracy", cases), strict=True):
         heads = 1 if case["layout"] == "expanded" else case["groups"] * case["kv"] * case.get("batch", 2)
         rows = min(case["l"], case["s"]) if case.get("causal") else case["l"]
-        few = heads * rows * min(case["s"], case["d"]) < 4096
-        if max(errors) > BOUNDS[case["dtype"]] * (2 if few else 1):
+        scatter = 4 / math.sqrt(heads * rows * min(case["s"], case["d"]))
+        if max(errors) > BOUNDS[case["dtype"]] * (1 + scatter):
             bad.append((*errors, case))
     return bad
 
