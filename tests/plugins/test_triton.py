@@ -196,9 +196,10 @@ def gate(cases: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
     for case, found in zip(cases, work("compile", cases, interpret=False), strict=True):
         fails = found["shared"] > SHARED[case["chip"]]
         if case["chip"] == "hopper":
-            spills = case["dtype"] == "float32" and case["d"] > 192  # known: no sizes are without
-            fails |= found["spilled"] > 0 and not spills
-            fails |= found["serialized"] or found["hgmma"] == 0 or found["slow_casts"] > 0
+            # No sizes were found for these that do without; they are made of bfloat16, which they cast to one by one.
+            known = case["dtype"] == "float32" and case["d"] > 192
+            fails |= (found["spilled"] > 0 or found["slow_casts"] > 0) and not known
+            fails |= found["serialized"] or found["hgmma"] == 0
         if case["chip"] == "ampere":
             fails |= found["hmma"] == 0
         if fails:
