@@ -25,7 +25,7 @@ from scmreg import checkpoint
 from scmreg.data import Dataset, DataSpec
 from scmreg.denoiser import Denoiser
 from scmreg.discovery import LOOSE
-from scmreg.errors import CheckpointError, CompositionError, OutputError, RecipeError
+from scmreg.errors import CheckpointError, CompositionError, OutputError, RecipeError, UnavailableError
 from scmreg.evaluate import Judge, Result
 from scmreg.law import ExactDenoiser
 from scmreg.metric import Judged
@@ -382,6 +382,8 @@ def _exact(recipe: Recipe, spec: DataSpec) -> TeacherModel:
     assert law is not None, "the composition was checked: the data know their law"
 
     def denoiser(device: str) -> Denoiser:
+        if device == "mps":
+            raise UnavailableError("the exact denoiser computes in float64, which mps has not", "use --device cpu")
         return ExactDenoiser(law.standardized(spec), recipe.process, len(spec.classes)).to(device)
 
     return TeacherModel("the exact denoiser", {"source": "exact", "weights": law.digest()}, denoiser)

@@ -99,6 +99,14 @@ def check_times(times: Sequence[float], name: str) -> None:
         raise OptionError([f"times of sampler '{name}' must fall and stay below pi/2, not {list(times)}"])
 
 
+def past_the_end(times: Sequence[float] | None, process: Process) -> str | None:
+    """Say that TrigFlow times begin past the end of a process; ``None`` if they do not."""
+    end = math.atan(process.highest_level / process.sigma_data)
+    if not times or times[0] <= end * (1 + 1e-9):
+        return None
+    return f"times of the sampler begin at {times[0]:g}, but process '{process.name}' ends at {end:.6g}"
+
+
 @dataclass(frozen=True)
 class Level:
     """A time of the grid and the coefficients of the process there, computed once in float64 for all samples."""
@@ -196,7 +204,9 @@ class OdeSampler(Sampler):
         return f"sampler.guidance is {self.guidance:g}, but data '{spec.name}' have no classes to guide to: set it to 1"
 
     def fits(self, recipe: Any) -> str | None:
-        """Refuse guidance of a model that never learned without labels."""
+        """Refuse times past the end of the process, and guidance of a model that never learned without labels."""
+        if reason := past_the_end(self.times, recipe.process):
+            return reason
         if self.guidance == 1:
             return None
         own = recipe.sampler is self
@@ -216,16 +226,12 @@ class OdeSampler(Sampler):
         Raises:
             OptionError: if one's own times begin past the end of the process.
         """
-        highest = process.highest_level
+        if reason := past_the_end(self.times, process):
+            raise OptionError([reason])
         if self.times is not None:
             levels = process.sigma_data * torch.tan(torch.tensor(self.times, dtype=torch.float64))
-            if float(levels[0]) > highest * (1 + 1e-6):
-                end = math.atan(highest / process.sigma_data)
-                raise OptionError(
-                    [f"times of the sampler begin at {self.times[0]:g}, but process '{process.name}' ends at {end:g}"]
-                )
         else:
-            top = min(self.sigma_max, highest)
+            top = min(self.sigma_max, process.highest_level)
             if self.spacing == "time":
                 first = process.time_of(torch.tensor([top], dtype=torch.float64)).clamp(max=process.t_max)
                 return first * torch.linspace(1, 0, self.steps + 1, dtype=torch.float64)

@@ -17,7 +17,7 @@ from scmreg.denoiser import Denoiser
 from scmreg.errors import OptionError
 from scmreg.hookspecs import hookimpl
 from scmreg.process import Process
-from scmreg.sampler import Ask, Level, Noise, OdeSampler, Point, Sampler, check_times, levels_of, vector
+from scmreg.sampler import Ask, Level, Noise, OdeSampler, Point, Sampler, check_times, levels_of, past_the_end, vector
 from scmreg.types import Conditions, Count, Positive
 
 __all__ = [
@@ -222,7 +222,9 @@ class Consistency(Sampler, name="consistency"):
         return self.steps
 
     def fits(self, recipe: Any) -> str | None:
-        """Refuse to sample a model that is no consistency function."""
+        """Refuse times past the end of the process, and to sample a model that is no consistency function."""
+        if reason := past_the_end(self.times, recipe.process):
+            return reason
         if recipe.objective.few_step or recipe.sampler is not self:
             return None
         return f"sampler 'consistency' needs a consistency model, which '{recipe.objective.name}' does not train"
@@ -246,6 +248,8 @@ class Consistency(Sampler, name="consistency"):
     def sample(self, denoiser: Denoiser, noise: Noise, cond: Conditions) -> Tensor:
         """Sample in `steps` evaluations."""
         process = denoiser.process
+        if reason := past_the_end(self.times, process):
+            raise OptionError([reason])
         first = noise.draw()
         levels = [self.sigma_max, *(process.sigma_data * math.tan(angle) for angle in self.intermediate())]
         times = process.time_of(torch.tensor(levels, dtype=torch.float64)).clamp(max=process.t_max).tolist()
