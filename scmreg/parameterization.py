@@ -95,7 +95,8 @@ class Parameterization(Component, kind="parameterization"):
 
     def fits(self, recipe: Any) -> str | None:
         """Refuse a consistency objective whose boundary condition would not hold, or whose function has a pole."""
-        if not recipe.objective.needs_boundary:
+        # One that is part of a converted one is judged by that, under its own process.
+        if recipe.parameterization is not self or not recipe.objective.needs_boundary:
             return None
         what, process = f"parameterization '{self.name}'", recipe.process
         if end := self.pole(process):
