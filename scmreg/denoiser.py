@@ -86,6 +86,8 @@ class Denoiser(nn.Module):
         singular there, is not asked.
         """
         check_times(self.process, t, x)
+        if s is not None:
+            check_times(self.process, s, x, "s")
         clean = t == 0
         if bool(clean.all()):
             return x

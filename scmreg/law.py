@@ -49,6 +49,9 @@ class GaussianMixture:
                 f"weights {tuple(weights.shape)}, means {tuple(means.shape)} and stds {tuple(stds.shape)}"
                 " must be (K,), (K, D) and (K, D)"
             )
+        for name, tensor in (("weights", weights), ("means", means), ("stds", stds)):
+            if not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"{name} must be finite numbers, not {tensor.tolist()}")
         if bool((weights < 0).any()) or not float(weights.sum()) > 0 or bool((stds < 0).any()):
             raise ValueError("weights must be 0 or more, not all 0, and stds 0 or more")
         object.__setattr__(self, "weights", weights / weights.sum())
@@ -112,7 +115,8 @@ class ExactNetwork(nn.Module):
         t = c_noise.double()[:, None, None]
         cos, sin = torch.cos(t), torch.sin(t)
         away = x.double().flatten(1)[:, None] - cos * self.means  # (B, K, D)
-        variance = (self.stds * cos) ** 2 + sin**2
+        # A point mass has no variance at t = 0, where its factor below is 0 whatever it is divided by.
+        variance = ((self.stds * cos) ** 2 + sin**2).clamp_min(1e-30)
         fit = (self._log_prior(len(x), cond) - 0.5 * (away**2 / variance + torch.log(variance)).sum(2)).softmax(1)
         of_each = cos * sin * (1 - self.stds**2) / variance * away - sin * self.means
         return (fit[:, :, None] * of_each).sum(1).reshape(x.shape).to(x.dtype)
@@ -122,7 +126,11 @@ class ExactNetwork(nn.Module):
         if cond.label is None or self.classes is None:
             return prior
         label = cond.label[:, None]
-        return prior.masked_fill((label != self.classes) & (label != self.count), -math.inf)
+        prior = prior.masked_fill((label != self.classes) & (label != self.count), -math.inf)
+        unknown = ~torch.isfinite(prior).any(1)
+        if bool(unknown.any()):
+            raise ValueError(f"label {int(cond.label[unknown][0])} is no class of the law, which has {self.count}")
+        return prior
 
 
 class ExactDenoiser(Denoiser):
@@ -150,6 +158,8 @@ class ExactDenoiser(Denoiser):
         otherwise by an adaptive Runge-Kutta method of order 8 (scipy's DOP853) in float64.
         """
         check_times(self.process, t, x)
+        if s is not None:
+            check_times(self.process, s, x, "s")
         x_hat, t_hat = to_trig(self.process, x.double(), t.double())
         s_hat = torch.zeros_like(t_hat) if s is None else to_trig(self.process, x.double(), s.double())[1]
         unit = x_hat / self.process.sigma_data
@@ -184,18 +194,26 @@ class ExactDenoiser(Denoiser):
 
         if bool((t == s).all()):
             return x
+        # Point masses attract without bound at t = 0; from just before it, a DDIM step is exact for them.
+        early = s.clamp_min(EARLY) if bool((self.law.stds == 0).any()) else s
+        early = torch.minimum(early, t)
         start = x.detach().cpu().numpy().ravel()
 
         def slope(share: float, flat: np.ndarray) -> np.ndarray:
             here = torch.from_numpy(flat).reshape(x.shape).to(x.device)
-            moved: Tensor = self.network(here, t + share * (s - t), cond) * expand(s - t, x)
+            moved: Tensor = self.network(here, t + share * (early - t), cond) * expand(early - t, x)
             return moved.detach().cpu().numpy().ravel()
 
         found = solve_ivp(slope, (0.0, 1.0), start, method="DOP853", rtol=self.rtol, atol=self.atol)
         if not found.success:
             raise ArithmeticError(f"the exact flow could not be solved: {found.message}")
-        return torch.from_numpy(found.y[:, -1]).reshape(x.shape).to(x)
+        reached = torch.from_numpy(found.y[:, -1]).reshape(x.shape).to(x)
+        rest = expand(early - s, x)
+        velocity: Tensor = self.network(reached, early, cond)
+        return torch.cos(rest) * reached - torch.sin(rest) * velocity
 
 
 PART = 1000
 """Samples that are solved together, with steps in common."""
+EARLY = 1e-6
+"""TrigFlow time down to which the flow of point masses is solved."""

@@ -108,8 +108,8 @@ class Process(Component, kind="process"):
         return expand(self.std(check_times(self, t, noise)), noise) * noise
 
 
-def check_times(process: Process, t: Tensor, x: Tensor) -> Tensor:
-    """Return ``t`` if it holds one time of the process per sample, in float32 or float64.
+def check_times(process: Process, t: Tensor, x: Tensor, name: str = "t") -> Tensor:
+    """Return ``t``, called ``name``, if it holds one time of the process per sample, in float32 or float64.
 
     The values are looked at where that is free of waiting: on the CPU, outside of `torch.compile` and `torch.vmap`.
 
@@ -118,10 +118,10 @@ def check_times(process: Process, t: Tensor, x: Tensor) -> Tensor:
             outside of ``[0, t_max]``.
     """
     if t.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"t is {t.dtype}: times must be float32 or float64, half precision ruins the tangent")
+        raise ValueError(f"{name} is {t.dtype}: times must be float32 or float64, half precision ruins the tangent")
     if t.shape != x.shape[:1]:
         raise ValueError(
-            f"t has shape {tuple(t.shape)}, but x has {x.shape[0]} samples: give one time per sample, shape (B,)"
+            f"{name} has shape {tuple(t.shape)}, but x has {x.shape[0]} samples: give one time per sample, shape (B,)"
         )
     if t.device.type != "cpu" or torch.compiler.is_compiling():
         return t
@@ -132,7 +132,7 @@ def check_times(process: Process, t: Tensor, x: Tensor) -> Tensor:
         return t
     if not inside:
         raise ValueError(
-            f"t reaches from {float(lowest):.6g} to {float(highest):.6g}, outside of the times of process"
+            f"{name} reaches from {float(lowest):.6g} to {float(highest):.6g}, outside of the times of process"
             f" '{process.name}', which go from 0 (data) to {process.t_max:.6g} (noise)"
         )
     return t

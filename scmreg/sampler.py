@@ -99,6 +99,16 @@ def check_times(times: Sequence[float], name: str) -> None:
         raise OptionError([f"times of sampler '{name}' must fall and stay below pi/2, not {list(times)}"])
 
 
+def above_the_end(sampler: OdeSampler, process: Process) -> str | None:
+    """Say that the last noise level of a sampler lies above the end of a process; ``None`` if it does not."""
+    if sampler.times is not None or sampler.spacing == "time" or sampler.sigma_min < process.highest_level:
+        return None
+    return (
+        f"sampler.sigma_min is {sampler.sigma_min:g}, but process '{process.name}' ends at noise level"
+        f" {process.highest_level:g}"
+    )
+
+
 def past_the_end(times: Sequence[float] | None, process: Process) -> str | None:
     """Say that TrigFlow times begin past the end of a process; ``None`` if they do not."""
     end = math.atan(process.highest_level / process.sigma_data)
@@ -205,7 +215,7 @@ class OdeSampler(Sampler):
 
     def fits(self, recipe: Any) -> str | None:
         """Refuse times past the end of the process, and guidance of a model that never learned without labels."""
-        if reason := past_the_end(self.times, recipe.process):
+        if reason := past_the_end(self.times, recipe.process) or above_the_end(self, recipe.process):
             return reason
         if self.guidance == 1:
             return None
@@ -226,7 +236,7 @@ class OdeSampler(Sampler):
         Raises:
             OptionError: if one's own times begin past the end of the process.
         """
-        if reason := past_the_end(self.times, process):
+        if reason := past_the_end(self.times, process) or above_the_end(self, process):
             raise OptionError([reason])
         if self.times is not None:
             levels = process.sigma_data * torch.tan(torch.tensor(self.times, dtype=torch.float64))
@@ -276,8 +286,10 @@ class OdeSampler(Sampler):
         Raises:
             ValueError: if the times do not fall.
         """
-        if times.ndim != 1 or len(times) < 2 or bool((times.diff() >= 0).any()):
-            raise ValueError(f"times must be a falling list of two at least, not {times.tolist()}")
+        if times.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"times is {times.dtype}: times must be float32 or float64, half precision blurs them")
+        if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all()) or not bool(times[-1] >= 0):
+            raise ValueError(f"times must be a falling list of two at least, none below 0, not {times.tolist()}")
         model = guided(denoiser, self.guidance)
         levels = levels_of(model.process, times)
 
