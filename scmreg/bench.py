@@ -8,9 +8,10 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_types import MinLen
 from torch import nn
 
 from scmreg.component import Options
@@ -118,7 +119,14 @@ class Sampling(Benchmark):
     """Samples at a time."""
     steps: Count = 4
     """Steps of every solver."""
-    samplers: tuple[str, ...] = ("euler", "ddim", "heun", "dpm-solver-2", "dpm-solver++-2m", "consistency")
+    samplers: Annotated[tuple[str, ...], MinLen(1)] = (
+        "euler",
+        "ddim",
+        "heun",
+        "dpm-solver-2",
+        "dpm-solver++-2m",
+        "consistency",
+    )
     """Samplers to measure, each also under EDM's process by conversion."""
 
     def run(self, progress: Progress) -> list[Comparison]:

@@ -56,15 +56,23 @@ def convert_point(x: Tensor, t: Tensor, source: Process, target: Process) -> tup
         ValueError: if the target cannot represent a time, as EDM cannot represent pure noise.
     """
     check_times(source, t, x)
-    there = convert_time(t, source, target)
-    try:
-        check_times(target, there, x)
-    except ValueError:
-        raise ValueError(
-            f"t reaches to noise level {float(source.noise_level(t).max()):.6g} of process '{source.name}', which"
-            f" process '{target.name}' cannot represent: it ends at {target.highest_level:.6g}"
-        ) from None
+    level = source.noise_level(t) * (target.sigma_data / source.sigma_data)
+    if not torch.compiler.is_compiling() and t.device.type == "cpu" and t.numel():
+        _check_level(level.detach(), source, target)
+    there = target.time_of(level)
     return x * expand(target.std(there) / source.std(t), x), there
+
+
+def _check_level(level: Tensor, source: Process, target: Process) -> None:
+    try:
+        highest = float(level.max())
+    except RuntimeError:  # under vmap there are no values to look at
+        return
+    if highest > target.highest_level * (1 + 1e-6):
+        raise ValueError(
+            f"t of process '{source.name}' reaches to noise level {highest:.6g} of process '{target.name}', which ends"
+            f" at {target.highest_level:.6g} and cannot represent it"
+        )
 
 
 def log_ratio_rate(process: Process, t: Tensor) -> Tensor:

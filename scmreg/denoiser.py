@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -24,16 +26,24 @@ class Denoiser(nn.Module):
         parameterization: the meaning of the network's output.
         classes: number of classes that the network knows; 0 for an unconditional one. Label ``classes`` means
             "no label".
+        highest_level: noise level ``sigma/alpha`` up to which the model is meant to be asked; to the end of the process
+            if not given.
     """
 
     def __init__(
-        self, network: nn.Module, process: Process, parameterization: Parameterization, classes: int = 0
+        self,
+        network: nn.Module,
+        process: Process,
+        parameterization: Parameterization,
+        classes: int = 0,
+        highest_level: float = math.inf,
     ) -> None:
         super().__init__()
         self.network = network
         self.process = process
         self.parameterization = parameterization
         self.classes = classes
+        self.highest_level = min(highest_level, process.highest_level)
 
     def forward(self, x: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
         """Return the raw output ``F(c_in x, c_noise)``.
@@ -103,6 +113,12 @@ class Denoiser(nn.Module):
         at = self.process.coefficients(s)
         return expand(at.alpha, x) * data + expand(at.sigma, x) * noise
 
+    def under(self, process: Process) -> Denoiser:
+        """Return the same model under another process (see `convert`)."""
+        form = self.parameterization.under(self.process, process)
+        level = self.highest_level * (process.sigma_data / self.process.sigma_data)
+        return Denoiser(self.network, process, form, self.classes, level).train(self.training)
+
     def predictions(self, raw: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return the data and noise predictions ``(D, eps)`` of a raw output ``F`` at ``(x, t)``."""
         return _combine(self.parameterization.preconditioning(self.process, t), raw, x)
@@ -116,18 +132,14 @@ def convert(denoiser: Denoiser, to: Process) -> Denoiser:
     """Return the same model under another process, exactly: the same network, asked no more often.
 
     A point of the new process, converted to the old one (:func:`scmreg.coordinates.convert_point`), has the same
-    predictions, in the scale of data that the new process has. Parameters are shared, not copied.
+    predictions, in the scale of data that the new process has. Parameters are shared, not copied. Where the new process
+    goes on to more noise than the old one, sampling still starts where the old one ends.
 
     Args:
         denoiser: the model.
         to: the process that it shall run under.
     """
-    if to == denoiser.process:
-        return denoiser
-    made = Denoiser(
-        denoiser.network, to, denoiser.parameterization.under(denoiser.process, to), classes=denoiser.classes
-    )
-    return made.train(denoiser.training)
+    return denoiser if to == denoiser.process else denoiser.under(to)
 
 
 def _combine(c: Preconditioning, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

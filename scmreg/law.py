@@ -151,6 +151,13 @@ class ExactDenoiser(Denoiser):
         super().__init__(ExactNetwork(law, classes), process, unit, classes)
         self.law, self.rtol, self.atol = law, rtol, atol
 
+    def under(self, process: Process) -> ExactDenoiser:
+        """Return the exact denoiser of the same law under another process."""
+        return ExactDenoiser(self.law, process, self.classes, self.rtol, self.atol).to(self._device())
+
+    def _device(self) -> torch.device:
+        return next(self.buffers()).device
+
     def consistency(self, x: Tensor, t: Tensor, s: Tensor | None = None, cond: Conditions | None = None) -> Tensor:
         """Return the end of the probability flow that leads through ``x`` at ``t``, or its point at time ``s``.
 
@@ -195,8 +202,9 @@ class ExactDenoiser(Denoiser):
         if bool((t == s).all()):
             return x
         # Point masses attract without bound at t = 0; from just before it, a DDIM step is exact for them.
-        early = s.clamp_min(EARLY) if bool((self.law.stds == 0).any()) else s
-        early = torch.minimum(early, t)
+        early = s
+        if bool((self.law.stds == 0).any()):
+            early = torch.where(s < EARLY, t.clamp_max(EARLY), s)
         start = x.detach().cpu().numpy().ravel()
 
         def slope(share: float, flat: np.ndarray) -> np.ndarray:

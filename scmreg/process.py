@@ -61,11 +61,12 @@ class Process(Component, kind="process"):
             at = self.coefficients(middle)
             below = at.sigma < target * at.alpha
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        at = self.coefficients(high)
+        at = self.coefficients(high)  # never at 0, where a derivative may be infinite
         slope = at.alpha**2 / (at.alpha * at.sigma_prime - at.alpha_prime * at.sigma)
         # Bisection alone has no derivative; this term is zero in value and carries the one of the inverse function.
         change = torch.where(torch.isfinite(ratio), ratio - fixed, 0.0)
-        return high.to(ratio.dtype) + slope.to(ratio.dtype) * change
+        found = torch.where(target > 0, high, 0.0)
+        return found.to(ratio.dtype) + slope.to(ratio.dtype) * change
 
     def noise_level(self, t: Tensor) -> Tensor:
         """Return ``sigma/alpha``, which grows from 0 with the time, shape ``(B,)``."""
@@ -127,12 +128,14 @@ def check_times(process: Process, t: Tensor, x: Tensor, name: str = "t") -> Tens
         return t
     lowest, highest = torch.aminmax(t.detach()) if t.numel() else (t.sum(), t.sum())
     try:
-        inside = bool(lowest >= 0) and bool(highest <= process.t_max * (1 + 1e-6))
+        # The end itself may have been rounded to the precision of t, or computed with the rounding of float64.
+        end = float(torch.tensor(process.t_max, dtype=t.dtype))
+        inside = bool(lowest >= 0) and bool(highest <= max(end, process.t_max) * (1 + 1e-12))
     except RuntimeError:  # under vmap there are no values to look at
         return t
     if not inside:
         raise ValueError(
-            f"{name} reaches from {float(lowest):.6g} to {float(highest):.6g}, outside of the times of process"
-            f" '{process.name}', which go from 0 (data) to {process.t_max:.6g} (noise)"
+            f"{name} reaches from {float(lowest):.10g} to {float(highest):.10g}, outside of the times of process"
+            f" '{process.name}', which go from 0 (data) to {process.t_max:.10g} (noise)"
         )
     return t

@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -344,6 +344,7 @@ def _fitting_teacher(recipe: Recipe, path: Path, dataset: Dataset) -> Run:
             f"the teacher {path} was trained on other data, or another split of them: their scale or classes differ",
             f"give the run the teacher's data ({theirs.data}), or leave out --teacher",
         )
+    _check_sampler(run, recipe)
     if run.checkpoint.step < theirs.trainer.steps:
         raise CompositionError(
             f"the teacher {path} is unfinished, at step {run.checkpoint.step} of {theirs.trainer.steps}",
@@ -366,8 +367,16 @@ class TeacherModel:
     """Time of a step of its training."""
 
 
+def _check_sampler(teacher: Run, recipe: Recipe) -> None:
+    """Refuse to judge a teacher by a sampler that does not fit what it was trained for."""
+    sampler = recipe.evaluation.teacher_sampler
+    if reason := sampler.fits(replace(teacher.recipe, sampler=sampler)):
+        raise CompositionError(f"evaluation.teacher_sampler and teacher {teacher.folder}: {reason}")
+
+
 def _trained(teacher: Run, recipe: Recipe, folder: Path) -> TeacherModel:
     """Return the teacher that a run is."""
+    _check_sampler(teacher, recipe)
     return TeacherModel(
         str(teacher.folder),
         _identity(teacher, folder),

@@ -7,9 +7,10 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from scmreg.component import Component
@@ -169,8 +170,8 @@ class OdeSampler(Sampler):
     spacing: Literal["edm", "time", "log-snr"] = "edm"
     """Grid between them: equal steps in the 1/rho-th power of the noise level, in the time of the process (down to 0,
     without sigma_min), or in the logarithm of the signal-to-noise ratio."""
-    rho: Positive = 7.0
-    """Exponent of the spacing edm; larger puts more steps at low noise."""
+    rho: Annotated[float, Ge(1)] = 7.0
+    """Exponent of the spacing edm: 1 for equal steps in the noise level; larger puts more steps at low noise."""
     times: tuple[Positive, ...] | None = None
     """A grid of one's own in place of the spacing: falling TrigFlow times below pi/2, one a step."""
     guidance: NonNegative = 1.0
@@ -220,7 +221,7 @@ class OdeSampler(Sampler):
         if self.guidance == 1:
             return None
         own = recipe.sampler is self
-        if not own and recipe.teacher.source == "exact":
+        if not own and recipe.teacher.source != "auto":  # an exact one knows, a run is asked when it is opened
             return None
         objective = recipe.objective if own else recipe.teacher.objective
         if getattr(objective, "label_dropout", 0):
@@ -230,18 +231,22 @@ class OdeSampler(Sampler):
             " set label_dropout of a diffusion objective (0.1, say), or guidance to 1"
         )
 
-    def grid(self, process: Process) -> Tensor:
+    def grid(self, process: Process, highest_level: float = math.inf) -> Tensor:
         """Return the falling times of the process, float64, shape ``(steps + 1,)``, the last one 0.
 
+        Args:
+            process: whose times.
+            highest_level: noise level to start at, where it is lower than `sigma_max` and the end of the process.
+
         Raises:
-            OptionError: if one's own times begin past the end of the process.
+            OptionError: if one's own times begin past the end of the process, or it ends below `sigma_min`.
         """
         if reason := past_the_end(self.times, process) or above_the_end(self, process):
             raise OptionError([reason])
         if self.times is not None:
             levels = process.sigma_data * torch.tan(torch.tensor(self.times, dtype=torch.float64))
         else:
-            top = min(self.sigma_max, process.highest_level)
+            top = min(self.sigma_max, process.highest_level, highest_level)
             if self.spacing == "time":
                 first = process.time_of(torch.tensor([top], dtype=torch.float64)).clamp(max=process.t_max)
                 return first * torch.linspace(1, 0, self.steps + 1, dtype=torch.float64)
@@ -254,22 +259,22 @@ class OdeSampler(Sampler):
         times = process.time_of(levels).clamp(max=process.t_max)
         return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
 
-    def start(self, process: Process, noise: Noise) -> tuple[Tensor, Tensor]:
+    def start(self, denoiser: Denoiser, noise: Noise) -> tuple[Tensor, Tensor]:
         """Return pure noise and the first time, where sampling starts: shapes ``(B, *shape)`` and ``(B,)``."""
         first = noise.draw()
-        t = vector(float(self.grid(process)[0]), first)
-        return process.prior(first, t), t
+        t = vector(float(self.grid(denoiser.process, denoiser.highest_level)[0]), first)
+        return denoiser.process.prior(first, t), t
 
     def sample(self, denoiser: Denoiser, noise: Noise, cond: Conditions) -> Tensor:
         """Solve from pure noise to data."""
-        x, _ = self.start(denoiser.process, noise)
-        return self.solve(denoiser, x, self.grid(denoiser.process), cond)
+        x, _ = self.start(denoiser, noise)
+        return self.solve(denoiser, x, self.grid(denoiser.process, denoiser.highest_level), cond)
 
     def truth(self, exact: Denoiser, noise: Noise, cond: Conditions) -> Tensor | None:
         """Return the ends of the exact trajectories; those under guidance are not known."""
         if self.guidance != 1:
             return None
-        return exact.consistency(*self.start(exact.process, noise), cond=cond)
+        return exact.consistency(*self.start(exact, noise), cond=cond)
 
     def solve(self, denoiser: Denoiser, x: Tensor, times: Tensor, cond: Conditions | None = None) -> Tensor:
         """Solve the probability-flow ODE over a grid.

@@ -210,6 +210,7 @@ def evaluate(folder: Path, settings: Sequence[str], *, device: str | None, as_js
     if device:
         tree["trainer"]["device"] = device
     changed = dataclasses.replace(opened, recipe=Recipe.from_tree(tree))
+    changed.recipe.check(opened.spec)
     dataset = changed.recipe.data.load()
     teacher = runs.teacher_of(changed, shown)
     summary = runs.evaluate_run(changed, dataset, shown, teacher=teacher, draw=False)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from scmreg.component import Component
 from scmreg.coordinates import convert_time, log_ratio_rate
-from scmreg.errors import OptionError
 from scmreg.hookspecs import hookimpl
 from scmreg.parameterization import Parameterization, Preconditioning
 from scmreg.process import Process
@@ -26,7 +25,7 @@ class ConvertedParameterization(Parameterization, name="converted"):
 
     Both processes see the same signal-to-noise ratio, the same noise, and data in their own scale, so data and noise
     predictions stay linear in ``x`` and ``F`` and only their coefficients change. What the network is told of the time
-    (`c_noise`) is what it was told in training.
+    is what it was told in training.
     """
 
     formula = "c_skip' = k m c_skip,  c_out' = k c_out,  c_in' = m c_in;  m = v(t)/v'(t'),  k = sigma_data'/sigma_data"
@@ -36,15 +35,6 @@ class ConvertedParameterization(Parameterization, name="converted"):
     """The parameterization that the network was trained with."""
     process: Process = Process.default("edm")
     """The process that the network was trained under."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.c_noise not in ("identity", self.of.c_noise):
-            raise OptionError(
-                [f"c_noise of parameterization 'converted' is the original's, {self.of.c_noise}, not {self.c_noise}"],
-                "set the c_noise of the original: parameterization.of.c_noise",
-            )
-        object.__setattr__(self, "c_noise", self.of.c_noise)
 
     def preconditioning(self, process: Process, t: Tensor) -> Preconditioning:
         """Return the coefficients in the coordinates of ``process``."""

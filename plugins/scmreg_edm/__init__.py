@@ -7,7 +7,7 @@ from torch import Tensor
 
 from scmreg.component import Component
 from scmreg.hookspecs import hookimpl
-from scmreg.parameterization import Parameterization, Preconditioning
+from scmreg.parameterization import Parameterization, Preconditioning, TimeInput
 from scmreg.process import Coefficients, Process
 from scmreg.types import Positive
 
@@ -38,7 +38,7 @@ class EDM(Process, name="edm"):
         return ratio
 
 
-class UnitVariance(Parameterization, name="unit-variance"):
+class UnitVariance(TimeInput, name="unit-variance"):
     """Give the network input and target unit variance at every time: EDM's form; in TrigFlow sCM's Eq. 23.
 
     ``D = (alpha sigma_data² x - sigma_data sigma v F) / v²`` with ``v² = alpha² sigma_data² + sigma²``; the sign is

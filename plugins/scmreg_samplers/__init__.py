@@ -251,7 +251,8 @@ class Consistency(Sampler, name="consistency"):
         if reason := past_the_end(self.times, process):
             raise OptionError([reason])
         first = noise.draw()
-        levels = [self.sigma_max, *(process.sigma_data * math.tan(angle) for angle in self.intermediate())]
+        levels = [process.sigma_data * math.tan(angle) for angle in self.intermediate()]
+        levels.insert(0, min(self.sigma_max, denoiser.highest_level))
         times = process.time_of(torch.tensor(levels, dtype=torch.float64)).clamp(max=process.t_max).tolist()
         t = vector(times[0], first)
         x = denoiser.consistency(process.prior(first, t), t, cond=cond)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -62,6 +63,8 @@ class Case:
     def __init__(self, draw: Draw) -> None:
         self._draw = draw
         self.words: list[str] = []
+        self.reach = math.pi / 2
+        """TrigFlow time that every process of the case reaches."""
         seed = draw(st.integers(0, 2**31 - 1))
         self.rng = torch.Generator().manual_seed(seed)
         self.batch = draw(st.integers(1, 4))
@@ -85,6 +88,7 @@ class Case:
         chosen = name or self.choose("process", sorted(registry("process")))
         scale = self.number("sigma_data", 0.2, 2.0) if sigma_data is None else sigma_data
         made: Process = registry("process").create(chosen, sigma_data=scale)
+        self.reach = min(self.reach, 0.98 * math.atan(made.highest_level / scale))
         return made
 
     def assume(self, condition: bool) -> None:
@@ -100,7 +104,9 @@ class Case:
         return registry("parameterization").create(chosen, c_noise=told)  # type: ignore[no-any-return]
 
     def angles(self, count: int, low: float = 0.05, high: float = 1.45) -> Tensor:
-        """Draw TrigFlow times, float64, shape ``(count,)``; every process reaches ``high`` if it is not changed."""
+        """Draw TrigFlow times that the processes of the case reach, float64, shape ``(count,)``."""
+        high = min(high, self.reach)
+        self.assume(low < high)
         return low + (high - low) * torch.rand(count, generator=self.rng, dtype=torch.float64)
 
     def times(self, process: Process, angles: Tensor) -> Tensor:

@@ -149,9 +149,10 @@ def ddim_is_the_jump(case: Case) -> float:
 def _measured_order(sampler: OdeSampler, exact: ExactDenoiser, x: Tensor) -> float:
     """Return the order over a stretch of the exact flow away from its ends, on a grid equal in log-SNR."""
     process = exact.process
+    top = min(1.65 * process.sigma_data, 0.9 * process.highest_level)
     errors = []
     for steps in (64, 128):
-        levels = torch.exp(torch.linspace(0.5, -1.5, steps + 1, dtype=torch.float64)) * process.sigma_data
+        levels = torch.exp(torch.linspace(0.0, -2.0, steps + 1, dtype=torch.float64)) * top
         times = process.time_of(levels)
         start = expand(process.std(times[:1]), x) * x
         first, last = (time.expand(len(x)) for time in (times[0], times[-1]))
