@@ -110,7 +110,7 @@ def images(path, *settings):
         (["--set", "parameterization.c_noise=1000"], ["c_noise", "'1000t'"]),
         (
             ["--parameterization", "converted", "--set", "parameterization.c_noise=edm"],
-            ["parameterization 'converted' has no option 'c_noise'"],
+            ["parameterization has no option 'c_noise'"],
         ),
         (
             ["--set", "parameterization={name: converted, of: noise, process: flow}"],

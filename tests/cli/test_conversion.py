@@ -132,7 +132,7 @@ def test_a_student_starts_from_the_weights_of_another_process(scm, drawn, tiny, 
     # What was saved is read back as the same model, in its own process and in the teacher's.
     tree = yaml.safe_load((student.folder / "recipe.yaml").read_text())["parameterization"]
     assert (tree["name"], tree["of"]["name"], tree["process"]["name"]) == ("converted", MEANINGS[process][0], process)
-    assert tree["c_noise"] == tree["of"]["c_noise"] == MEANINGS[process][1]
+    assert tree["of"]["c_noise"] == MEANINGS[process][1]
     solver = ("--sampler", "ddim", "--steps", 5)
     of_teacher, _ = drawn(teacher, *solver)
     for more in ((), ("--as", process), ("--as", "cosine")):
