@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from scmreg.parameterization import Parameterization, Preconditioning
-from scmreg.process import Process, check_times
+from scmreg.process import Process, check_times, known
 from scmreg.types import Conditions, expand
 
 __all__ = ["Denoiser", "convert"]
@@ -43,7 +43,12 @@ class Denoiser(nn.Module):
         self.process = process
         self.parameterization = parameterization
         self.classes = classes
-        self.highest_level = min(highest_level, process.highest_level)
+        self._highest_level = highest_level
+
+    @property
+    def highest_level(self) -> float:
+        """Noise level of the process up to which the model is meant to be asked."""
+        return min(self._highest_level, self.process.highest_level)
 
     def forward(self, x: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
         """Return the raw output ``F(c_in x, c_noise)``.
@@ -68,15 +73,20 @@ class Denoiser(nn.Module):
         return _combine(c, self._evaluate(x, t, cond, c), x)
 
     def data(self, x: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
-        """Predict the clean sample, ``D(x, t)``."""
+        """Predict the clean sample, ``D(x, t)``, the shape of ``x``."""
         return self.predict(x, t, cond)[0]
 
     def noise(self, x: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
-        """Predict the standard normal noise, ``(x - alpha D) / sigma``."""
+        """Predict the standard normal noise, ``(x - alpha D) / sigma``, the shape of ``x``.
+
+        As `velocity` and `score`, it is not finite at ``t = 0`` for parameterizations that divide by sigma.
+        """
         return self.predict(x, t, cond)[1]
 
     def velocity(self, x: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
-        """Return the probability-flow ODE's ``dx/dt = alpha' D + sigma' eps`` (sCM, Eq. 3 in TrigFlow)."""
+        """Return the probability-flow ODE's ``dx/dt = alpha' D + sigma' eps`` (sCM, Eq. 3 in TrigFlow), the shape of
+        ``x``.
+        """
         return self.process.velocity(*self.predict(x, t, cond), t)
 
     def v(self, x: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
@@ -86,24 +96,23 @@ class Denoiser(nn.Module):
         return expand(at.alpha, x) * noise - expand(at.sigma, x) * data
 
     def score(self, x: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
-        """Return the score of the marginal at ``t``, ``-eps / sigma``."""
+        """Return the score of the marginal at ``t``, ``-eps / sigma``, the shape of ``x``."""
         return -self.noise(x, t, cond) / expand(self.process.coefficients(t).sigma, x)
 
     def consistency(self, x: Tensor, t: Tensor, s: Tensor | None = None, cond: Conditions | None = None) -> Tensor:
         """Return the consistency function ``f(x, t)``, or the jump ``f^{t→s} = alpha_s D + sigma_s eps`` to time ``s``.
 
-        The jump is one DDIM step (sCM, Eqs. 5 and 26). At ``t = 0`` it is ``x`` itself, and the network, which may be
-        singular there, is not asked.
+        The jump is one DDIM step (sCM, Eqs. 5 and 26). At ``t = 0`` it is ``x`` itself, whatever the network, which
+        may be singular there; so its derivative in time is 0 there.
         """
         check_times(self.process, t, x)
         if s is not None:
             check_times(self.process, s, x, "s")
         clean = t == 0
-        if bool(clean.all()):
+        if known(clean.all()):
             return x
         asked = torch.where(clean, torch.full_like(t, self.process.t_max), t)
-        jumped = self.jump(self(x, asked, cond), x, asked, s)
-        return torch.where(expand(clean, x), x, jumped) if bool(clean.any()) else jumped
+        return torch.where(expand(clean, x), x, self.jump(self(x, asked, cond), x, asked, s))
 
     def jump(self, raw: Tensor, x: Tensor, t: Tensor, s: Tensor | None = None) -> Tensor:
         """Return ``f^{t→s}`` from a raw output; ``s`` is 0 if not given."""
@@ -116,7 +125,8 @@ class Denoiser(nn.Module):
     def under(self, process: Process) -> Denoiser:
         """Return the same model under another process (see `convert`)."""
         form = self.parameterization.under(self.process, process)
-        level = self.highest_level * (process.sigma_data / self.process.sigma_data)
+        level = self.process.highest_level if math.isinf(self._highest_level) else self._highest_level
+        level *= process.sigma_data / self.process.sigma_data
         return Denoiser(self.network, process, form, self.classes, level).train(self.training)
 
     def predictions(self, raw: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -128,8 +128,8 @@ class Judge:
         if self.law is None or not any(metric.needs_truth for metric in self.metrics):
             return None
         spec, count = self.reference.spec, min(FIRST, self.count)
-        exact = ExactDenoiser(self.law, denoiser.process, len(spec.classes), rtol=1e-7, atol=1e-9)
-        exact.highest_level = denoiser.highest_level  # where the samples started
+        level = denoiser.highest_level  # where the samples started
+        exact = ExactDenoiser(self.law, denoiser.process, rtol=1e-7, atol=1e-9, highest_level=level)
         seeds = range(self.evaluation.seed, self.evaluation.seed + count)
         labels = None if self.labels is None else self.labels[:count]
         parts = []
@@ -137,6 +137,7 @@ class Judge:
             for noise, cond in batches(exact, spec, seeds, labels, self.evaluation.batch_size):
                 part = sampler.truth(exact, noise, cond)
                 if part is None:
+                    self.progress.say(f"exact samples of {sampler.name} are not known with these options")
                     return None
                 parts.append(part)
                 task.update(min(len(parts) * self.evaluation.batch_size, count))

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import inspect
 import json
+import math
 import os
 import sys
 import time
@@ -345,6 +346,7 @@ def _fitting_teacher(recipe: Recipe, path: Path, dataset: Dataset) -> Run:
             f"give the run the teacher's data ({theirs.data}), or leave out --teacher",
         )
     _check_sampler(run, recipe)
+    _check_levels(run, recipe)
     if run.checkpoint.step < theirs.trainer.steps:
         raise CompositionError(
             f"the teacher {path} is unfinished, at step {run.checkpoint.step} of {theirs.trainer.steps}",
@@ -374,6 +376,18 @@ def _check_sampler(teacher: Run, recipe: Recipe) -> None:
         raise CompositionError(f"evaluation.teacher_sampler and teacher {teacher.folder}: {reason}")
 
 
+def _check_levels(teacher: Run, recipe: Recipe) -> None:
+    """Refuse a teacher that ends below the noise level that its student is sampled from."""
+    own, theirs = recipe.process, teacher.recipe.process
+    scale = theirs.sigma_data / own.sigma_data
+    start, end = min(getattr(recipe.sampler, "sigma_max", math.inf), own.highest_level), theirs.highest_level / scale
+    if end < start * (1 - 1e-6):
+        raise CompositionError(
+            f"the teacher {teacher.folder} ends at noise level {end:g}, its student is to be sampled from {start:g}",
+            f"set sampler.sigma_max={end:g}, or take a teacher that knows more noise",
+        )
+
+
 def _trained(teacher: Run, recipe: Recipe, folder: Path) -> TeacherModel:
     """Return the teacher that a run is."""
     _check_sampler(teacher, recipe)
@@ -393,7 +407,7 @@ def _exact(recipe: Recipe, spec: DataSpec) -> TeacherModel:
     def denoiser(device: str) -> Denoiser:
         if device == "mps":
             raise UnavailableError("the exact denoiser computes in float64, which mps has not", "use --device cpu")
-        return ExactDenoiser(law.standardized(spec), recipe.process, len(spec.classes)).to(device)
+        return ExactDenoiser(law.standardized(spec), recipe.process).to(device)
 
     return TeacherModel("the exact denoiser", {"source": "exact", "weights": law.digest()}, denoiser)
 

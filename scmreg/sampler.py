@@ -32,14 +32,21 @@ class Noise:
         seeds: one seed per sample.
         shape: shape of one sample.
         device: where noise is put.
+        dtype: that of the model; the numbers are drawn in float32 in any case, so they are the same.
     """
 
-    def __init__(self, seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> None:
-        self.seeds, self.shape, self.device = list(seeds), tuple(shape), device
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        shape: Sequence[int],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.seeds, self.shape, self.device, self.dtype = list(seeds), tuple(shape), device, dtype
 
     def draw(self, index: int = 0) -> Tensor:
         """Return the standard normal noise of draw ``index``, shape ``(B, *shape)``; 0 is the initial noise."""
-        return sample_noise(self.seeds, self.shape, index, device=self.device)
+        return sample_noise(self.seeds, self.shape, index, device=self.device).to(self.dtype)
 
 
 class Sampler(Component, kind="sampler"):
@@ -85,12 +92,12 @@ class Sampler(Component, kind="sampler"):
             cond: their conditions.
 
         Returns:
-            The samples, or ``None`` where they are not known.
+            The samples, or ``None`` where they are not known, as they are not of any sampler that does not say so.
         """
-        return self.sample(exact, noise, cond)
+        return None
 
 
-def check_times(times: Sequence[float], name: str) -> None:
+def check_falling(times: Sequence[float], name: str) -> None:
     """Refuse TrigFlow times that do not fall, or are no times.
 
     Raises:
@@ -100,19 +107,17 @@ def check_times(times: Sequence[float], name: str) -> None:
         raise OptionError([f"times of sampler '{name}' must fall and stay below pi/2, not {list(times)}"])
 
 
-def above_the_end(sampler: OdeSampler, process: Process) -> str | None:
+def above_the_end(sampler: OdeSampler, process: Process, highest_level: float = math.inf) -> str | None:
     """Say that the last noise level of a sampler lies above the end of a process; ``None`` if it does not."""
-    if sampler.times is not None or sampler.spacing == "time" or sampler.sigma_min < process.highest_level:
+    end = min(process.highest_level, highest_level)
+    if sampler.times is not None or sampler.spacing == "time" or sampler.sigma_min < end:
         return None
-    return (
-        f"sampler.sigma_min is {sampler.sigma_min:g}, but process '{process.name}' ends at noise level"
-        f" {process.highest_level:g}"
-    )
+    return f"sampler.sigma_min is {sampler.sigma_min:g}, but process '{process.name}' ends at noise level {end:g}"
 
 
-def past_the_end(times: Sequence[float] | None, process: Process) -> str | None:
+def past_the_end(times: Sequence[float] | None, process: Process, highest_level: float = math.inf) -> str | None:
     """Say that TrigFlow times begin past the end of a process; ``None`` if they do not."""
-    end = math.atan(process.highest_level / process.sigma_data)
+    end = math.atan(min(process.highest_level, highest_level) / process.sigma_data)
     if not times or times[0] <= end * (1 + 1e-9):
         return None
     return f"times of the sampler begin at {times[0]:g}, but process '{process.name}' ends at {end:.6g}"
@@ -188,7 +193,7 @@ class OdeSampler(Sampler):
             )
         if self.times is None:
             return
-        check_times(self.times, self.name)
+        check_falling(self.times, self.name)
         if len(self.times) != self.steps:
             raise OptionError(
                 [f"{self.steps} steps need {self.steps} times, not {len(self.times)}"],
@@ -241,7 +246,8 @@ class OdeSampler(Sampler):
         Raises:
             OptionError: if one's own times begin past the end of the process, or it ends below `sigma_min`.
         """
-        if reason := past_the_end(self.times, process) or above_the_end(self, process):
+        limits = process, highest_level
+        if reason := past_the_end(self.times, *limits) or above_the_end(self, *limits):
             raise OptionError([reason])
         if self.times is not None:
             levels = process.sigma_data * torch.tan(torch.tensor(self.times, dtype=torch.float64))

@@ -28,7 +28,8 @@ def verify(names: Sequence[str], *, full: bool, seed: int, as_json: bool) -> Non
     for name in names:
         if name not in PROOFS:
             raise OptionError([f"no proof called '{name}'{did_you_mean(name, PROOFS)}"], f"proofs: {', '.join(PROOFS)}")
-    chosen = [PROOFS[name] for name in names] or [proof for proof in PROOFS.values() if full or not proof.full]
+    every = [proof for proof in PROOFS.values() if full or not proof.full]
+    chosen = [PROOFS[name] for name in dict.fromkeys(names)] or every
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the cases are small: threads would only wait for each other
     outcomes: list[Outcome] = []

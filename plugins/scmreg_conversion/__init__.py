@@ -6,6 +6,8 @@ component, so that a converted model can be trained on, saved and loaded.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from scmreg.hookspecs import hookimpl
 from scmreg.parameterization import Parameterization, Preconditioning
 from scmreg.process import Process
 from scmreg.proposal import Proposal
+from scmreg.types import expand
 from scmreg.weighting import Weighting, WeightingModule
 
 __all__ = ["ConvertedParameterization", "ConvertedProposal", "ConvertedWeighting"]
@@ -57,8 +60,8 @@ class ConvertedParameterization(Parameterization, name="converted"):
     def unit_velocity(self, process: Process, raw: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """Return TrigFlow's velocity, which is the same in both processes."""
         there = convert_time(t, process, self.process)
-        scale = (self.process.std(there) / process.std(t)).reshape(-1, *[1] * (x.ndim - 1)).to(x.dtype)
-        return self.of.unit_velocity(self.process, raw, scale * x, there)
+        scale = self.process.std(there) / process.std(t)
+        return self.of.unit_velocity(self.process, raw, expand(scale, x) * x, there)
 
     def under(self, process: Process, to: Process) -> Parameterization:
         """Return the conversion of the original: conversions do not pile up."""
@@ -82,10 +85,11 @@ class ConvertedProposal(Proposal, name="converted"):
         return convert_time(drawn, self.process, process)
 
     def log_density(self, process: Process, t: Tensor) -> Tensor:
-        """Return the log-density in the time of ``process``."""
+        """Return the log-density in the time of ``process``, -inf past what the original draws."""
         there = convert_time(t, process, self.process)
         slope = torch.log(log_ratio_rate(self.process, there)) - torch.log(log_ratio_rate(process, t))
-        return self.of.log_density(self.process, there) + slope
+        inside = there <= self.process.t_max * (1 + 1e-12)
+        return torch.where(inside, self.of.log_density(self.process, there) + slope, -math.inf)
 
     def under(self, process: Process, to: Process) -> Proposal:
         """Return the conversion of the original: conversions do not pile up."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from scmreg.denoiser import Denoiser
 from scmreg.law import ExactDenoiser, GaussianMixture
+from scmreg.options import options_of
 from scmreg.parameterization import Parameterization
 from scmreg.process import Process
 from scmreg.registry import registry
@@ -98,7 +99,7 @@ class Case:
     def parameterization(self, told_of_time: Sequence[str] = C_NOISE) -> Parameterization:
         """Choose a registered parameterization, and what its network is told of the time."""
         chosen = self.choose("parameterization", sorted(registry("parameterization")))
-        if chosen == "converted":  # what it is made of has a c_noise of its own
+        if "c_noise" not in {option.name for option in options_of(registry("parameterization")[chosen])}:
             return registry("parameterization").create(chosen)  # type: ignore[no-any-return]
         told = self.choose("c_noise", told_of_time)
         return registry("parameterization").create(chosen, c_noise=told)  # type: ignore[no-any-return]
@@ -108,6 +109,13 @@ class Case:
         high = min(high, self.reach)
         self.assume(low < high)
         return low + (high - low) * torch.rand(count, generator=self.rng, dtype=torch.float64)
+
+    def spread(self, count: int) -> Tensor:
+        """Draw TrigFlow times whose noise levels are spread over the whole range that the processes of the case have in
+        common, from 1e-6 sigma_data up to their ends (1e6 sigma_data for those that have none), shape ``(count,)``.
+        """
+        low, high = math.log(1e-6), math.log(min(math.tan(self.reach / 0.98), 1e6))
+        return torch.atan(torch.exp(low + (high - low) * torch.rand(count, generator=self.rng, dtype=torch.float64)))
 
     def times(self, process: Process, angles: Tensor) -> Tensor:
         """Return the process's times of TrigFlow times."""

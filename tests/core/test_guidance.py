@@ -135,7 +135,7 @@ def test_the_scale_of_a_sampler_reaches_every_step(name: str) -> None:
 def test_guidance_follows_the_exact_model() -> None:
     """Between two classes on the line a scale beyond 1 goes on where the class leads."""
     law = GaussianMixture(torch.ones(2), torch.tensor([[-1.0], [1.0]]), torch.full((2, 1), 0.3), torch.tensor([0, 1]))
-    exact = ExactDenoiser(law, scmreg.processes.create("edm"), classes=2)
+    exact = ExactDenoiser(law, scmreg.processes.create("edm"))
     noise, cond = Noise(range(400), (1,)), Conditions(label=torch.ones(400, dtype=torch.long))
     means = []
     for scale in (0.0, 1.0, 3.0):

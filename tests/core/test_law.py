@@ -136,7 +136,7 @@ def test_the_posterior_mean_is_the_integral(name: str, case: str) -> None:
     density = torch.logsumexp(torch.log(law.weights / law.stds[:, 0]) - 0.5 * away**2, 1)
     residual = (x - at.alpha[:, None] * values) / at.sigma[:, None]
     posterior = (density - 0.5 * residual**2).softmax(1)
-    model = ExactDenoiser(LINE, process, classes=2)
+    model = ExactDenoiser(LINE, process)
     cond = given(label, 60)
     data, noise = model.predict(x, t, cond)
     assert close(data, (posterior * values).sum(1, keepdim=True), 1e-9)
@@ -173,20 +173,20 @@ def test_predictions_are_exact_at_both_ends(name: str) -> None:
 
 
 def test_labels_are_those_of_each_sample() -> None:
-    model = ExactDenoiser(LINE, scmreg.processes.create("trigflow"), classes=2)
+    model = ExactDenoiser(LINE, scmreg.processes.create("trigflow"))
     x, t = torch.full((4, 1), 0.3, dtype=torch.float64), torch.full((4,), 0.9, dtype=torch.float64)
     mixed = model.data(x, t, Conditions(label=torch.tensor([0, 1, 2, 2])))
     for row, label in enumerate((0, 1, 2, None)):
         assert torch.equal(mixed[row], model.data(x, t, given(label, 4))[row])
     assert len(set(mixed.flatten().tolist())) == 3
-    without = ExactDenoiser(part(LINE, [0, 1, 2]), scmreg.processes.create("trigflow"), classes=2)
+    without = ExactDenoiser(part(LINE, [0, 1, 2]), scmreg.processes.create("trigflow"))
     assert torch.equal(without.data(x, t, given(0, 4)), without.data(x, t)), "a law without classes has one for all"
 
 
 @pytest.mark.parametrize(("label", "classes"), [(-1, 2), (3, 2), (7, 2), (2, 5)])
 def test_labels_of_which_nothing_is_known(label: int, classes: int) -> None:
     """No class, or one that the law has no component of: refused, there is no number for it."""
-    model = ExactDenoiser(LINE, scmreg.processes.create("trigflow"), classes)
+    model = ExactDenoiser(LINE, scmreg.processes.create("trigflow"))
     with pytest.raises(ValueError, match=f"label {label}"):
         model.data(torch.zeros(2, 1), torch.ones(2), Conditions(label=torch.tensor([0, label])))
 
@@ -201,7 +201,7 @@ def test_images_are_vectors_of_their_pixels() -> None:
 
 def test_the_network_is_told_trigflow_time_and_computes_in_float64() -> None:
     asked = torch.tensor([[0.3], [-1.0]]), torch.tensor([0.2, 1.4])
-    network = ExactNetwork(LINE, classes=2)
+    network = ExactNetwork(LINE)
     single, double = network(*asked, Conditions()), network(asked[0].double(), asked[1].double(), Conditions())
     assert (single.dtype, double.dtype) == (torch.float32, torch.float64)
     assert torch.equal(single, double.float())
@@ -240,7 +240,7 @@ def test_the_flow_keeps_the_share_of_what_is_below(name: str, case: str) -> None
     """On the line trajectories do not cross: ``P(x_s < f(x, t→s)) = P(x_t < x)``, for every class."""
     process = scmreg.processes.create(name)
     label, kept = CLASSES[case]
-    law, model = part(LINE, kept), ExactDenoiser(LINE, process, classes=2)
+    law, model = part(LINE, kept), ExactDenoiser(LINE, process)
     x = torch.tensor([[-1.3], [-0.4], [0.2], [1.1]], dtype=torch.float64)
     for t, s in stretches(process):
         at = x * process.std(t)[:, None]
@@ -289,7 +289,7 @@ def test_consistency_at_both_ends(name: str, law: GaussianMixture) -> None:
 
 def test_trajectories_are_solved_alone_and_in_any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     process = scmreg.processes.create("flow")
-    model = ExactDenoiser(LINE, process, classes=2)
+    model = ExactDenoiser(LINE, process)
     t = times(process, 7, torch.Generator().manual_seed(0))
     x = torch.randn(7, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     cond = Conditions(label=torch.arange(7) % 3)
@@ -406,7 +406,7 @@ def judge(data: dict[str, Any], count: int = 40) -> tuple[Judge, ExactDenoiser]:
     recipe = Recipe.from_tree({"data": {"count": 400, **data}, "evaluation": {"count": count}})
     dataset, law = recipe.data.load(), recipe.data.law()
     assert law is not None
-    model = ExactDenoiser(law.standardized(dataset.spec), recipe.process, len(dataset.spec.classes))
+    model = ExactDenoiser(law.standardized(dataset.spec), recipe.process)
     return Judge(recipe, dataset, Progress()), model
 
 

@@ -77,7 +77,7 @@ def scaled(factor: float) -> Callable[[Any], Any]:
 
 
 def told_of_no_bound(check: Any) -> Any:
-    return lambda level, source, target: None
+    return lambda t_hat, target: None
 
 
 def opposite_sign(preconditioning: Any) -> Any:
@@ -135,7 +135,7 @@ DEFECTS: list[tuple[str, Patch]] = [
     ("rate-of-log-ratio", on(PROCESSES["cosine"], "coefficients", slope_off)),
     ("round-trip", on(PROCESSES["flow"], "time_of", scaled(1 + 1e-8))),
     ("marginal-of-the-target", on(PROCESSES["edm"], "time_of", scaled(1 + 1e-8))),
-    ("refusal-of-pure-noise", on(coordinates, "_check_level", told_of_no_bound)),
+    ("refusal-of-pure-noise", on(coordinates, "_check_angle", told_of_no_bound)),
     ("signal-to-noise-ratio", on(PROCESSES["trigflow"], "snr", scaled(1 + 1e-8))),
     ("invariance-to-the-scale-of-data", on(UNIT, "preconditioning", scale_forgotten)),
     ("slope-of-the-time-input", on(UNIT, "time_input", scaled(1 + 1e-6))),

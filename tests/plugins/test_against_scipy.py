@@ -94,7 +94,7 @@ def integral(of: Any, cuts: Any) -> float:
 def test_predictions_are_posterior_means(name: str, label: int | None) -> None:
     """E[h(x_0) | x] as the quotient of two integrals over x_0; label 2 is "no label"."""
     process = process_of(name)
-    exact = ExactDenoiser(LINE, process, classes=2)
+    exact = ExactDenoiser(LINE, process)
     weights, data = components(1, 0, None if label == 2 else label)
     cond = Conditions(label=None if label is None else torch.tensor([label]))
     for t, share in itertools.product(times_of(process, 0.05, 0.7, 1.5), (0.05, 0.5, 0.9)):
