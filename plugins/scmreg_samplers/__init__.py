@@ -223,7 +223,7 @@ class Consistency(Sampler, name="consistency"):
 
     def fits(self, recipe: Any) -> str | None:
         """Refuse times past the end of the process, and to sample a model that is no consistency function."""
-        if reason := self._late(recipe.process):
+        if reason := past_the_end(self.intermediate(), recipe.process):
             return reason
         if recipe.objective.few_step or recipe.sampler is not self:
             return None
@@ -236,10 +236,6 @@ class Consistency(Sampler, name="consistency"):
     def with_times(self, times: Sequence[float]) -> Self:
         """Return the sampler with the given times of the steps after the first."""
         return replace(self, steps=len(times) + 1, times=tuple(times))
-
-    def _late(self, process: Process, highest_level: float = math.inf) -> str | None:
-        """Say that a later step would be at more noise than the first, or than the process has."""
-        return past_the_end(self.intermediate(), process, min(highest_level, self.sigma_max))
 
     def truth(self, exact: Denoiser, noise: Noise, cond: Conditions) -> Tensor:
         """Return the samples of the exact consistency function."""
@@ -256,7 +252,7 @@ class Consistency(Sampler, name="consistency"):
     def sample(self, denoiser: Denoiser, noise: Noise, cond: Conditions) -> Tensor:
         """Sample in `steps` evaluations."""
         process = denoiser.process
-        if reason := self._late(process, denoiser.highest_level):
+        if reason := past_the_end(self.intermediate(), process, denoiser.highest_level):
             raise OptionError([reason])
         first = noise.draw()
         levels = [process.sigma_data * math.tan(angle) for angle in self.intermediate()]
