@@ -63,12 +63,18 @@ class Denoiser(nn.Module):
 
     def _evaluate(self, x: Tensor, t: Tensor, cond: Conditions | None, c: Preconditioning) -> Tensor:
         time = self.parameterization.time_input(self.process, t).to(torch.promote_types(x.dtype, torch.float32))
-        raw: Tensor = self.network(expand(c.c_in, x) * x, time, cond or Conditions())
+        raw: Tensor = self.network(expand(c.c_in, x) * x, time.expand(len(x)), cond or Conditions())
         return raw
 
     def predict(self, x: Tensor, t: Tensor, cond: Conditions | None = None) -> tuple[Tensor, Tensor]:
-        """Predict clean sample and noise ``(D, eps)`` by one evaluation of the network, each of the shape of ``x``."""
+        """Predict clean sample and noise ``(D, eps)`` by one evaluation of the network, each of the shape of ``x``.
+
+        Coefficients are computed in the precision of ``t``, once for the batch where it shares one time (a ``t`` that
+        is expanded from one number, as those of samplers are).
+        """
         check_times(self.process, t, x)
+        if t.stride() == (0,):
+            t = t[:1]
         c = self.parameterization.preconditioning(self.process, t)
         return _combine(c, self._evaluate(x, t, cond, c), x)
 

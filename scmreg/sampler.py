@@ -337,6 +337,6 @@ def levels_of(process: Process, times: Tensor) -> list[Level]:
 
 
 def vector(t: float, x: Tensor) -> Tensor:
-    """Return one time for every sample of ``x``, in float64 where the device has it."""
+    """Return one time that every sample of ``x`` shares, in float64 where the device has it, shape ``(B,)``."""
     dtype = torch.float32 if x.device.type == "mps" else torch.float64
-    return torch.full((len(x),), t, dtype=dtype, device=x.device)
+    return torch.full((1,), t, dtype=dtype, device=x.device).expand(len(x))

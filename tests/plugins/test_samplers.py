@@ -372,3 +372,24 @@ def test_bad_steps_and_times(options: dict[str, object], message: str) -> None:
 def test_bad_options_of_a_solver(name: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         scmreg.samplers.create(name, **options)
+
+
+@pytest.mark.parametrize("process", sorted(scmreg.processes))
+@pytest.mark.parametrize("name", sorted(scmreg.samplers))
+def test_coefficients_are_computed_for_the_batch_not_for_its_samples(
+    name: str, process: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float64, on one time where the samples share it; whatever the size of the batch."""
+    cls = scmreg.processes[process]
+    coefficients = cls.coefficients
+    asked: list[Tensor] = []
+    monkeypatch.setattr(cls, "coefficients", lambda self, t: asked.append(t) or coefficients(self, t))
+    denoiser = model(process)
+    sampler = scmreg.samplers.create(name, steps=3)
+    asked.clear()
+    with torch.no_grad():
+        sampler.sample(denoiser, Noise(range(50), (3,)), Conditions())
+    assert asked
+    assert {t.dtype for t in asked} == {torch.float64}
+    if isinstance(sampler, OdeSampler):
+        assert sum(len(t) == 50 for t in asked) == 1  # the noise at the start
