@@ -53,13 +53,12 @@ class UnitVariance(TimeInput, name="unit-variance"):
 
     def preconditioning(self, process: Process, t: Tensor) -> Preconditioning:
         """Return the coefficients for any process."""
-        at, std, data = process.coefficients(t), process.std(t), process.sigma_data
+        at, data = process.coefficients(t), process.sigma_data
+        signal = data * at.alpha
+        inverse = 1 / torch.hypot(signal, at.sigma)
+        cos, sin = signal * inverse, at.sigma * inverse
         return Preconditioning(
-            c_skip=at.alpha * data**2 / std**2,
-            c_out=-data * at.sigma / std,
-            n_skip=at.sigma / std**2,
-            n_out=at.alpha * data / std,
-            c_in=1 / std,
+            c_skip=data * cos * inverse, c_out=-data * sin, n_skip=sin * inverse, n_out=cos, c_in=inverse
         )
 
     def unit_velocity(self, process: Process, raw: Tensor, x: Tensor, t: Tensor) -> Tensor:
