@@ -1,6 +1,7 @@
 """The reference, generated from the registry each time the site is built: nothing is written into the source tree.
 
-MkDocs calls `on_config` (the reference is added to the navigation), `on_files` (its pages are made) and
+MkDocs calls `on_config` (the reference is added to the navigation), `on_files` (its pages and the figures are made),
+`on_page_markdown` (a line ``<!-- generated: NAME -->`` of a page gives way to a table or a figure) and
 `on_page_content` (cross-references of docstrings become links).
 """
 
@@ -9,10 +10,11 @@ from __future__ import annotations
 import dataclasses
 import html
 import inspect
+import math
 import pydoc
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import typer
 import yaml
@@ -21,16 +23,19 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from typer.core import TyperGroup
 
-from scmreg import recipe, registry
+from figures import pictures, processes, shown
+from scmreg import matrix, recipe, registry
 from scmreg.component import Component, Options
 from scmreg.errors import ScmError
 from scmreg.objective import Objective
 from scmreg.options import Option, options_of, to_tree
 from scmreg.parameterization import Parameterization
+from scmreg.process import Process
+from scmreg.proofs import PROOFS
 from scmreg.sampler import Sampler
 from scmreg_cli.main import app
 
-__all__ = ["on_config", "on_files", "on_page_content", "pages"]
+__all__ = ["on_config", "on_files", "on_page_content", "on_page_markdown", "pages"]
 
 MODULES = (
     "component",
@@ -40,6 +45,9 @@ MODULES = (
     "types",
     "coordinates",
     "denoiser",
+    "guidance",
+    "law",
+    "matrix",
     "tangent",
     "recipe",
     "run",
@@ -47,6 +55,8 @@ MODULES = (
     "sample",
     "evaluate",
     "checkpoint",
+    "verify",
+    "bench",
     "rng",
     "progress",
     "discovery",
@@ -72,6 +82,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         {"Command line": "reference/cli.md"},
         {"Recipe sections": "reference/recipe.md"},
         {"Packaged recipes": "reference/recipes.md"},
+        {"What fits with what": "reference/matrix.md"},
+        {"Proofs": "reference/proofs.md"},
         {"Components": kinds},
         {"Python API": [{"scmreg": "reference/api/index.md"}, *modules]},
     ]
@@ -82,10 +94,17 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the generated pages."""
+    """Add the generated pages and figures."""
     for path, content in pages().items():
         files.append(File.generated(config, path, content=content))
+    for path, picture in pictures().items():
+        files.append(File.generated(config, path, content=picture))
     return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Put what is generated where the page asks for it."""
+    return re.sub(r"^<!-- generated: (.+?) -->$", lambda found: GENERATED[found[1]](), markdown, flags=re.MULTILINE)
 
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -102,6 +121,8 @@ def pages() -> dict[str, str]:
     made = {"reference/index.md": overview(), "reference/cli.md": command_line()}
     made["reference/recipe.md"] = recipe_sections()
     made["reference/recipes.md"] = packaged_recipes()
+    made["reference/matrix.md"] = matrix_page()
+    made["reference/proofs.md"] = proofs_page()
     made |= {f"reference/{kind}.md": kind_page(kind) for kind in registry.KINDS}
     made["reference/api/index.md"] = api_index()
     made |= {f"reference/api/{module}.md": api_page(module) for module in MODULES}
@@ -122,6 +143,8 @@ def overview() -> str:
         "- [Command line](cli.md): every command and option of `scm`.",
         "- [Recipe sections](recipe.md): what a recipe says beside its components.",
         "- [Packaged recipes](recipes.md): recipes that come with the package.",
+        "- [What fits with what](matrix.md): which components compose, and why others do not.",
+        "- [Proofs](proofs.md): the statements that `scm verify` tries, with their bounds.",
         "- [Python API](api/index.md): the modules, their interfaces and functions.",
         "",
         "## Components",
@@ -310,6 +333,219 @@ def packaged_recipes() -> str:
         lines += [f"`{made.process.name}`, `{made.objective.name}`, `{made.data.name}`.", ""]
         lines += ["```bash", f"scm run --recipe {name}", "```", "", "```yaml", text.rstrip(), "```", ""]
     return "\n".join([*lines, ""])
+
+
+# What fits with what ------------------------------------------------------------------------------------------------
+
+
+def matrix_page() -> str:
+    """Return the page of all compositions and pairs, as the components judge them."""
+    lines = [
+        "# What fits with what",
+        "",
+        "Every composition below was made and checked; none was run. The same is printed by `scm list --matrix`, with"
+        " the reasons. Where two kinds are compared, all others have their defaults.",
+        "",
+        "## Process and parameterization",
+        "",
+        "Which objectives a composition can be trained by.",
+        "",
+        composition_table(),
+        "",
+        "[One process, many coordinates](../explanation/one-process.md#what-composes) says where poles and missing"
+        " boundary conditions come from.",
+    ]
+    groups: dict[tuple[str, str], dict[tuple[str, str], str | None]] = {}
+    for verdict in matrix.pairs() + matrix.shapes():
+        above, left = verdict.names
+        if (above, left) == ("network", "samples"):
+            above, left = left, above
+        cells = groups.setdefault((left, above), {})
+        cells[verdict.names[left], verdict.names[above]] = verdict.reason
+    for (left, above), cells in groups.items():
+        columns = list(dict.fromkeys(column for _, column in cells))
+        reasons = list(dict.fromkeys(reason for reason in cells.values() if reason))
+        rows = [
+            (f"`{name}`", *("yes" if (reason := cells[name, column]) is None else f"no ({reasons.index(reason) + 1})"
+                            for column in columns))
+            for name in dict.fromkeys(name for name, _ in cells)
+        ]  # fmt: skip
+        lines += ["", f"## {left.capitalize()} and {above}", "", *table((left, *columns), rows), ""]
+        lines += [f"{number}. {prose(reason)}" for number, reason in enumerate(reasons, start=1)]
+    return "\n".join([*lines, ""])
+
+
+def composition_table() -> str:
+    """Return which objectives take a parameterization under a process, and what keeps the others from it."""
+    objectives = registry.registry("objective")
+    refused: dict[tuple[str, str], list[str]] = {}
+    for verdict in matrix.compositions():
+        at = verdict.names["parameterization"], verdict.names["process"]
+        refused.setdefault(at, [])
+        if verdict.reason:
+            refused[at].append(verdict.names["objective"])
+    processes = registry.registry("process")
+
+    def cell(name: str, process: str) -> str:
+        kept = [objective for objective in objectives if objective not in refused[name, process]]
+        if len(kept) == len(objectives):
+            return "all"
+        under = processes.create(process)
+        pole = registry.registry("parameterization").create(name).pole(under)
+        why = f"pole at {pole}" if pole else "`f(x, 0)` is not `x`"
+        return f"{', '.join(f'`{objective}`' for objective in kept)}<br>{why}"
+
+    rows = [
+        (f"`{name}`", *(cell(name, process) for process in processes)) for name in dict.fromkeys(a for a, _ in refused)
+    ]
+    return "\n".join(table(("parameterization", *(f"`{process}`" for process in processes)), rows))
+
+
+def proofs_page() -> str:
+    """Return the page of the statements that `scm verify` tries."""
+    rows = [
+        (f"{prose(proof.statement)}<br>`{name}`", proof.equation, f"{proof.bound:g}" if proof.bound else "exact")
+        for name, proof in PROOFS.items()
+    ]
+    lines = [
+        "# Proofs",
+        "",
+        "`scm verify` tries each statement on random cases in float64, over every component that is registered, looks"
+        " for the largest error, and prints it beside its bound; `scm verify NAME` tries one. A statement that fails is"
+        " printed with the simplest case that was found.",
+        "",
+        *table(("statement and name", "reference", "bound"), rows),
+    ]
+    longer = ", ".join(f"`{name}`" for name, proof in PROOFS.items() if proof.full)
+    if longer:
+        lines += ["", f"Only with `--full`: {longer}."]
+    return "\n".join([*lines, ""])
+
+
+# One process, many coordinates --------------------------------------------------------------------------------------
+
+
+class Conversion(NamedTuple):
+    """The way of a process to TrigFlow's coordinates and back, in closed form."""
+
+    t_hat: str
+    """TrigFlow's time of the process's own."""
+    t: str
+    """The process's own time of TrigFlow's."""
+    scale: str
+    """``x/x̂`` at TrigFlow's time."""
+
+
+CONVERSIONS = {
+    "trigflow": Conversion("t", "t̂", "1"),
+    "edm": Conversion("atan(t/sigma_data)", "sigma_data tan(t̂)", "1/cos(t̂)"),
+    "flow": Conversion(
+        "atan(t/(sigma_data (1 - t)))",
+        "sigma_data sin(t̂)/(cos(t̂) + sigma_data sin(t̂))",
+        "1/(cos(t̂) + sigma_data sin(t̂))",
+    ),
+    "vp": Conversion(
+        "atan(sqrt(exp(B) - 1)/sigma_data), B = B(t)",
+        "2 B/(beta_min + sqrt(beta_min² + 2 (beta_max - beta_min) B)), B = log(1 + sigma_data² tan(t̂)²)",
+        "1/sqrt(cos(t̂)² + sigma_data² sin(t̂)²)",
+    ),
+    "cosine": Conversion(
+        "atan(tan(pi t/2)/sigma_data)",
+        "2/pi atan(sigma_data tan(t̂))",
+        "1/sqrt(cos(t̂)² + sigma_data² sin(t̂)²)",
+    ),
+}
+"""Closed forms by name of the process; `tests/docs/test_one_process.py` compares them with what the code computes."""
+OTHERWISE = Conversion(
+    "atan(sigma/(sigma_data alpha))", "where sigma/alpha = sigma_data tan(t̂)", "sqrt(alpha² + sigma²/sigma_data²)"
+)
+"""What holds for a process of which no closed form is listed."""
+ENDLESS = 1e6
+"""Noise level from which a process is said to reach pure noise: what is left of the data is lost in float32."""
+
+
+def process_table() -> str:
+    """Return the coefficients of every process, the range of its time and the noise level that it reaches."""
+    rows = []
+    for made in processes().values():
+        end = f"{made.highest_level:.4g}, where t̂ = {trig_end(made):.4f}"
+        reached = "pure noise" if made.highest_level > ENDLESS else end
+        rows.append((link_to(made), in_lines(re.split(r", {2,}", made.formula)), reached))
+    return "\n".join(table(("process", "coefficients and range of `t`", "reaches noise level"), rows))
+
+
+def conversion_table() -> str:
+    """Return how every process is converted to TrigFlow and back."""
+    rows = []
+    for name, made in processes().items():
+        closed = CONVERSIONS.get(name, OTHERWISE)
+        rows.append((link_to(made), *(in_lines(form.split(", ")) for form in closed)))
+    return "\n".join(table(("process", "`t̂` of `t`", "`t` of `t̂`", "`x/x̂`"), rows))
+
+
+def trig_end(process: Process) -> float:
+    """Return TrigFlow's time at the end of a process."""
+    return math.atan(process.highest_level / process.sigma_data)
+
+
+def link_to(component: Component) -> str:
+    """Return the name of a component as a link, from a page of another section."""
+    return f"[`{component.name}`](../reference/{component.kind}.md#{component.name})"
+
+
+def parameterization_table() -> str:
+    """Return what the network of every parameterization predicts, and its data and noise predictions."""
+    rows = [
+        (
+            f"[`{name}`](../reference/parameterization.md#{name})",
+            prose(cls.summary()),
+            in_lines(re.split(r", {2,}", cls.formula)),
+        )
+        for name, cls in registry.registry("parameterization").items()
+        if name != "converted"
+    ]
+    return "\n".join(table(("parameterization", "the network", "predictions"), rows))
+
+
+def sampler_table() -> str:
+    """Return every sampler with its order and the number of its evaluations."""
+    rows = []
+    for name, cls in registry.registry("sampler").items():
+        made: Sampler = cls().with_steps(10)
+        rows.append(
+            (
+                f"[`{name}`](../reference/sampler.md#{name})",
+                prose(cls.summary()),
+                "no ODE" if made.order is None else str(made.order),
+                str(made.evaluations),
+            )
+        )
+    return "\n".join(table(("sampler", "what it does", "order", "evaluations in 10 steps"), rows))
+
+
+def in_lines(parts: Iterable[str]) -> str:
+    """Return pieces of code under each other, in a cell of a table."""
+    return "<br>".join(f"`{part.strip()}`" for part in parts)
+
+
+GENERATED: dict[str, Callable[[], str]] = {
+    "processes": process_table,
+    "conversions": conversion_table,
+    "parameterizations": parameterization_table,
+    "samplers": sampler_table,
+    "compositions": composition_table,
+    "coordinates": lambda: shown(
+        "coordinates",
+        "Three panels: alpha and sigma of every process over its own time; TrigFlow time over its own time, another"
+        " curve for each; TrigFlow time over the noise level, one curve for all",
+    ),
+    "trajectory": lambda: shown(
+        "trajectory",
+        "Two panels: one trajectory from noise to data in the coordinates of every process, where the curves differ,"
+        " and in TrigFlow coordinates, where they are one",
+    ),
+}
+"""What a page may ask for by a line ``<!-- generated: NAME -->``."""
 
 
 # Command line -------------------------------------------------------------------------------------------------------

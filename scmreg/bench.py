@@ -8,10 +8,11 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
-from torch import nn
+from annotated_types import MinLen
+from torch import Tensor, nn
 
 from scmreg.component import Options
 from scmreg.denoiser import Denoiser
@@ -103,8 +104,19 @@ def _replay(network: nn.Module, inputs: list[tuple[Any, ...]]) -> None:
         network(*arguments)
 
 
+class _Idle(nn.Module):
+    """A network that does nothing."""
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Conditions) -> Tensor:
+        return x
+
+
 class Sampling(Benchmark):
-    """What solvers and conversion add to the bare calls of the network."""
+    """What solvers and conversion add to the bare calls of the network.
+
+    Each is measured twice: as it is, and with a network that does nothing, which leaves what we add. The noise is drawn
+    beforehand.
+    """
 
     name = "sampling"
 
@@ -118,7 +130,14 @@ class Sampling(Benchmark):
     """Samples at a time."""
     steps: Count = 4
     """Steps of every solver."""
-    samplers: tuple[str, ...] = ("euler", "ddim", "heun", "dpm-solver-2", "dpm-solver++-2m", "consistency")
+    samplers: Annotated[tuple[str, ...], MinLen(1)] = (
+        "euler",
+        "ddim",
+        "heun",
+        "dpm-solver-2",
+        "dpm-solver++-2m",
+        "consistency",
+    )
     """Samplers to measure, each also under EDM's process by conversion."""
 
     def run(self, progress: Progress) -> list[Comparison]:
@@ -142,11 +161,14 @@ class Sampling(Benchmark):
             sampler = registry("sampler").create(name).with_steps(self.steps)
             for title, denoiser in ((name, model), (f"{name}, converted to edm", converted)):
                 ours = functools.partial(sampler.sample, denoiser, noise, Conditions())
+                idle = Denoiser(_Idle(), denoiser.process, denoiser.parameterization)
+                alone = functools.partial(sampler.sample, idle, noise, Conditions())
                 with torch.no_grad():
                     inputs = _inputs(network, ours)
                     bare = functools.partial(_replay, network, inputs)
                     against = f"{len(inputs)} bare calls"
-                    comparisons.append(in_turns(title, ours, against, bare, self.rounds, progress))
+                    for what, run in ((title, ours), (f"{title}, without the network", alone)):
+                        comparisons.append(in_turns(what, run, against, bare, self.rounds, progress))
         return comparisons
 
     def describe(self) -> str:

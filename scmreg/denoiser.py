@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from scmreg.parameterization import Parameterization, Preconditioning
-from scmreg.process import Process, check_times
+from scmreg.process import Process, check_times, known
 from scmreg.types import Conditions, expand
 
 __all__ = ["Denoiser", "convert"]
@@ -24,16 +26,29 @@ class Denoiser(nn.Module):
         parameterization: the meaning of the network's output.
         classes: number of classes that the network knows; 0 for an unconditional one. Label ``classes`` means
             "no label".
+        highest_level: noise level ``sigma/alpha`` up to which the model is meant to be asked; to the end of the process
+            if not given.
     """
 
     def __init__(
-        self, network: nn.Module, process: Process, parameterization: Parameterization, classes: int = 0
+        self,
+        network: nn.Module,
+        process: Process,
+        parameterization: Parameterization,
+        classes: int = 0,
+        highest_level: float = math.inf,
     ) -> None:
         super().__init__()
         self.network = network
         self.process = process
         self.parameterization = parameterization
         self.classes = classes
+        self._highest_level = highest_level
+
+    @property
+    def highest_level(self) -> float:
+        """Noise level of the process up to which the model is meant to be asked."""
+        return min(self._highest_level, self.process.highest_level)
 
     def forward(self, x: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
         """Return the raw output ``F(c_in x, c_noise)``.
@@ -48,25 +63,36 @@ class Denoiser(nn.Module):
 
     def _evaluate(self, x: Tensor, t: Tensor, cond: Conditions | None, c: Preconditioning) -> Tensor:
         time = self.parameterization.time_input(self.process, t).to(torch.promote_types(x.dtype, torch.float32))
-        raw: Tensor = self.network(expand(c.c_in, x) * x, time, cond or Conditions())
+        raw: Tensor = self.network(expand(c.c_in, x) * x, time.expand(len(x)), cond or Conditions())
         return raw
 
     def predict(self, x: Tensor, t: Tensor, cond: Conditions | None = None) -> tuple[Tensor, Tensor]:
-        """Predict clean sample and noise ``(D, eps)`` by one evaluation of the network, each of the shape of ``x``."""
+        """Predict clean sample and noise ``(D, eps)`` by one evaluation of the network, each of the shape of ``x``.
+
+        Coefficients are computed in the precision of ``t``, once for the batch where it shares one time (a ``t`` that
+        is expanded from one number, as those of samplers are).
+        """
         check_times(self.process, t, x)
+        if t.stride() == (0,):
+            t = t[:1]
         c = self.parameterization.preconditioning(self.process, t)
         return _combine(c, self._evaluate(x, t, cond, c), x)
 
     def data(self, x: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
-        """Predict the clean sample, ``D(x, t)``."""
+        """Predict the clean sample, ``D(x, t)``, the shape of ``x``."""
         return self.predict(x, t, cond)[0]
 
     def noise(self, x: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
-        """Predict the standard normal noise, ``(x - alpha D) / sigma``."""
+        """Predict the standard normal noise, ``(x - alpha D) / sigma``, the shape of ``x``.
+
+        As `velocity` and `score`, it is not finite at ``t = 0`` for parameterizations that divide by sigma.
+        """
         return self.predict(x, t, cond)[1]
 
     def velocity(self, x: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
-        """Return the probability-flow ODE's ``dx/dt = alpha' D + sigma' eps`` (sCM, Eq. 3 in TrigFlow)."""
+        """Return the probability-flow ODE's ``dx/dt = alpha' D + sigma' eps`` (sCM, Eq. 3 in TrigFlow), the shape of
+        ``x``.
+        """
         return self.process.velocity(*self.predict(x, t, cond), t)
 
     def v(self, x: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
@@ -76,22 +102,23 @@ class Denoiser(nn.Module):
         return expand(at.alpha, x) * noise - expand(at.sigma, x) * data
 
     def score(self, x: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
-        """Return the score of the marginal at ``t``, ``-eps / sigma``."""
+        """Return the score of the marginal at ``t``, ``-eps / sigma``, the shape of ``x``."""
         return -self.noise(x, t, cond) / expand(self.process.coefficients(t).sigma, x)
 
     def consistency(self, x: Tensor, t: Tensor, s: Tensor | None = None, cond: Conditions | None = None) -> Tensor:
         """Return the consistency function ``f(x, t)``, or the jump ``f^{t→s} = alpha_s D + sigma_s eps`` to time ``s``.
 
-        The jump is one DDIM step (sCM, Eqs. 5 and 26). At ``t = 0`` it is ``x`` itself, and the network, which may be
-        singular there, is not asked.
+        The jump is one DDIM step (sCM, Eqs. 5 and 26). At ``t = 0`` it is ``x`` itself, whatever the network, which
+        may be singular there; so its derivative in time is 0 there.
         """
         check_times(self.process, t, x)
+        if s is not None:
+            check_times(self.process, s, x, "s")
         clean = t == 0
-        if bool(clean.all()):
+        if known(clean.all()):
             return x
         asked = torch.where(clean, torch.full_like(t, self.process.t_max), t)
-        jumped = self.jump(self(x, asked, cond), x, asked, s)
-        return torch.where(expand(clean, x), x, jumped) if bool(clean.any()) else jumped
+        return torch.where(expand(clean, x), x, self.jump(self(x, asked, cond), x, asked, s))
 
     def jump(self, raw: Tensor, x: Tensor, t: Tensor, s: Tensor | None = None) -> Tensor:
         """Return ``f^{t→s}`` from a raw output; ``s`` is 0 if not given."""
@@ -100,6 +127,13 @@ class Denoiser(nn.Module):
             return data
         at = self.process.coefficients(s)
         return expand(at.alpha, x) * data + expand(at.sigma, x) * noise
+
+    def under(self, process: Process) -> Denoiser:
+        """Return the same model under another process (see `convert`)."""
+        form = self.parameterization.under(self.process, process)
+        level = self.process.highest_level if math.isinf(self._highest_level) else self._highest_level
+        level *= process.sigma_data / self.process.sigma_data
+        return Denoiser(self.network, process, form, self.classes, level).train(self.training)
 
     def predictions(self, raw: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return the data and noise predictions ``(D, eps)`` of a raw output ``F`` at ``(x, t)``."""
@@ -114,18 +148,14 @@ def convert(denoiser: Denoiser, to: Process) -> Denoiser:
     """Return the same model under another process, exactly: the same network, asked no more often.
 
     A point of the new process, converted to the old one (:func:`scmreg.coordinates.convert_point`), has the same
-    predictions, in the scale of data that the new process has. Parameters are shared, not copied.
+    predictions, in the scale of data that the new process has. Parameters are shared, not copied. Where the new process
+    goes on to more noise than the old one, sampling still starts where the old one ends.
 
     Args:
         denoiser: the model.
         to: the process that it shall run under.
     """
-    if to == denoiser.process:
-        return denoiser
-    made = Denoiser(
-        denoiser.network, to, denoiser.parameterization.under(denoiser.process, to), classes=denoiser.classes
-    )
-    return made.train(denoiser.training)
+    return denoiser if to == denoiser.process else denoiser.under(to)
 
 
 def _combine(c: Preconditioning, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,6 @@ from scmreg.data import Dataset, Split
 from scmreg.denoiser import Denoiser
 from scmreg.law import ExactDenoiser
 from scmreg.metric import Judged, Metric, Reference
-from scmreg.process import Process
 from scmreg.progress import Progress
 from scmreg.recipe import Evaluation, Recipe
 from scmreg.rng import derive, generator
@@ -122,14 +121,15 @@ class Judge:
             title=f"sample {title}",
         ).cpu()
         judged = Judged(samples, self.labels)
-        return Result(title, sampler, judged, self.measure(judged, self._truth(judged, denoiser.process, sampler)))
+        return Result(title, sampler, judged, self.measure(judged, self._truth(judged, denoiser, sampler)))
 
-    def _truth(self, samples: Judged, process: Process, sampler: Sampler) -> Judged | None:
+    def _truth(self, samples: Judged, denoiser: Denoiser, sampler: Sampler) -> Judged | None:
         """Return the first `FIRST` samples beside what they would be without any error, where that is known."""
         if self.law is None or not any(metric.needs_truth for metric in self.metrics):
             return None
         spec, count = self.reference.spec, min(FIRST, self.count)
-        exact = ExactDenoiser(self.law, process, len(spec.classes), rtol=1e-7, atol=1e-9)
+        level = denoiser.highest_level  # where the samples started
+        exact = ExactDenoiser(self.law, denoiser.process, rtol=1e-7, atol=1e-9, highest_level=level)
         seeds = range(self.evaluation.seed, self.evaluation.seed + count)
         labels = None if self.labels is None else self.labels[:count]
         parts = []
@@ -137,10 +137,11 @@ class Judge:
             for noise, cond in batches(exact, spec, seeds, labels, self.evaluation.batch_size):
                 part = sampler.truth(exact, noise, cond)
                 if part is None:
+                    self.progress.say(f"exact samples of {sampler.name} are not known with these options")
                     return None
                 parts.append(part)
                 task.update(min(len(parts) * self.evaluation.batch_size, count))
-        return Judged(samples.x[:count], labels, spec.render(torch.cat(parts), process.sigma_data))
+        return Judged(samples.x[:count], labels, spec.render(torch.cat(parts), denoiser.process.sigma_data))
 
     def _labels(self) -> Tensor | None:
         """Return labels in the proportions of the real data."""

@@ -56,5 +56,5 @@ def guided(denoiser: Denoiser, scale: float) -> Denoiser:
             f"guidance {scale:g} needs a class-conditional model, this one knows no classes", "set the guidance to 1"
         )
     network = Guided(denoiser.network, scale, denoiser.classes)
-    made = Denoiser(network, denoiser.process, denoiser.parameterization, classes=denoiser.classes)
+    made = Denoiser(network, denoiser.process, denoiser.parameterization, denoiser.classes, denoiser.highest_level)
     return made.train(denoiser.training)

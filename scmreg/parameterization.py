@@ -19,7 +19,7 @@ from scmreg.process import Process
 from scmreg.registry import registry
 from scmreg.types import expand
 
-__all__ = ["Parameterization", "Preconditioning", "Prediction"]
+__all__ = ["Parameterization", "Preconditioning", "Prediction", "TimeInput"]
 
 LARGEST = 1e5
 """Size of the terms of ``D``, in standard deviations of the data, from which float32 leaves less than two digits."""
@@ -38,21 +38,13 @@ class Preconditioning(NamedTuple):
 class Parameterization(Component, kind="parameterization"):
     """The meaning of the network output: ``D = c_skip x + c_out F(c_in x, c_noise)`` (sCM, Eq. 10)."""
 
-    c_noise: Literal["identity", "log-sigma", "edm", "1000t"] = "identity"
-    """What the network is told of the time: TrigFlow time t̂ (sCM), log(sigma/alpha) (sCM's ablation, singular at both
-    ends), log(sigma/alpha)/4 (EDM), or 1000 times the process's own time (DDPM)."""
-
     @abstractmethod
     def preconditioning(self, process: Process, t: Tensor) -> Preconditioning:
         """Return the coefficients at times ``t`` of shape ``(B,)``."""
 
     def time_input(self, process: Process, t: Tensor) -> Tensor:
-        """Return ``c_noise`` at times ``t``, shape ``(B,)``."""
-        if self.c_noise == "identity":
-            return trig_time(process, t)
-        if self.c_noise == "1000t":
-            return 1000 * t
-        return torch.log(process.noise_level(t)) * (0.25 if self.c_noise == "edm" else 1.0)
+        """Return ``c_noise``, what the network is told of times ``t``: TrigFlow's time (sCM), shape ``(B,)``."""
+        return trig_time(process, t)
 
     def unit_velocity(self, process: Process, raw: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """Return TrigFlow's velocity ``F̂ = cos(t̂) eps - sin(t̂) D / sigma_data`` of a raw output ``F`` at ``(x, t)``.
@@ -95,7 +87,8 @@ class Parameterization(Component, kind="parameterization"):
 
     def fits(self, recipe: Any) -> str | None:
         """Refuse a consistency objective whose boundary condition would not hold, or whose function has a pole."""
-        if not recipe.objective.needs_boundary:
+        # One that is part of a converted one is judged by that, under its own process.
+        if recipe.parameterization is not self or not recipe.objective.needs_boundary:
             return None
         what, process = f"parameterization '{self.name}'", recipe.process
         if end := self.pole(process):
@@ -111,7 +104,23 @@ class Parameterization(Component, kind="parameterization"):
         return None
 
 
-class Prediction(Parameterization):
+class TimeInput(Parameterization):
+    """A parameterization whose network may be told of the time in one of several ways."""
+
+    c_noise: Literal["identity", "log-sigma", "edm", "1000t"] = "identity"
+    """What the network is told of the time: TrigFlow time t̂ (sCM), log(sigma/alpha) (sCM's ablation, singular at both
+    ends), log(sigma/alpha)/4 (EDM), or 1000 times the process's own time (DDPM)."""
+
+    def time_input(self, process: Process, t: Tensor) -> Tensor:
+        """Return ``c_noise`` at times ``t``, shape ``(B,)``."""
+        if self.c_noise == "identity":
+            return trig_time(process, t)
+        if self.c_noise == "1000t":
+            return 1000 * t
+        return torch.log(process.noise_level(t)) * (0.25 if self.c_noise == "edm" else 1.0)
+
+
+class Prediction(TimeInput):
     """A parameterization that is named after what the network predicts; its input may be taken as it is."""
 
     scale_input: bool = True

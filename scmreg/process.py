@@ -49,8 +49,8 @@ class Process(Component, kind="process"):
     def time_of(self, ratio: Tensor) -> Tensor:
         """Return the time at which the noise level ``sigma/alpha`` is ``ratio``, shape ``(B,)`` as given.
 
-        By bisection in float64, unless the process has a closed form; differentiable in either case. Ratios past the
-        end of the process give ``t_max``.
+        By bisection in float64, unless the process has a closed form; it has a first derivative in either case. Past
+        the end of the process a closed form is continued, bisection gives ``t_max``.
         """
         low = torch.zeros_like(ratio, dtype=torch.float64)
         high = torch.full_like(low, self.t_max)
@@ -61,11 +61,12 @@ class Process(Component, kind="process"):
             at = self.coefficients(middle)
             below = at.sigma < target * at.alpha
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        at = self.coefficients(high)
+        at = self.coefficients(high)  # never at 0, where a derivative may be infinite
         slope = at.alpha**2 / (at.alpha * at.sigma_prime - at.alpha_prime * at.sigma)
         # Bisection alone has no derivative; this term is zero in value and carries the one of the inverse function.
         change = torch.where(torch.isfinite(ratio), ratio - fixed, 0.0)
-        return high.to(ratio.dtype) + slope.to(ratio.dtype) * change
+        found = torch.where(target > 0, high, 0.0)
+        return found.to(ratio.dtype) + slope.to(ratio.dtype) * change
 
     def noise_level(self, t: Tensor) -> Tensor:
         """Return ``sigma/alpha``, which grows from 0 with the time, shape ``(B,)``."""
@@ -108,31 +109,51 @@ class Process(Component, kind="process"):
         return expand(self.std(check_times(self, t, noise)), noise) * noise
 
 
-def check_times(process: Process, t: Tensor, x: Tensor) -> Tensor:
-    """Return ``t`` if it holds one time of the process per sample, in float32 or float64.
+def known(condition: Tensor) -> bool | None:
+    """Return the value of a condition where it can be looked at without waiting, ``None`` elsewhere: on accelerators,
+    inside of `torch.compile` and of `torch.vmap`.
+    """
+    if condition.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    try:
+        return bool(condition)
+    except RuntimeError:  # under vmap there are no values to look at
+        return None
 
-    The values are looked at where that is free of waiting: on the CPU, outside of `torch.compile` and `torch.vmap`.
+
+def check_precision(t: Tensor, name: str = "t") -> Tensor:
+    """Return ``t``, called ``name``, if it is float32 or float64.
+
+    Raises:
+        ValueError: if it is of half precision, in which a time embedding loses its derivative, or no time at all.
+    """
+    if t.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"{name} is {t.dtype}: times must be float32 or float64, half precision ruins the tangent")
+    return t
+
+
+def check_times(process: Process, t: Tensor, x: Tensor, name: str = "t") -> Tensor:
+    """Return ``t``, called ``name``, if it holds one time of the process per sample, in float32 or float64.
+
+    The values are looked at where that is free of waiting (see `known`).
 
     Raises:
         ValueError: if it is of half precision, in which a time embedding loses its derivative, of another length, or
             outside of ``[0, t_max]``.
     """
-    if t.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"t is {t.dtype}: times must be float32 or float64, half precision ruins the tangent")
+    check_precision(t, name)
     if t.shape != x.shape[:1]:
         raise ValueError(
-            f"t has shape {tuple(t.shape)}, but x has {x.shape[0]} samples: give one time per sample, shape (B,)"
+            f"{name} has shape {tuple(t.shape)}, but x has {x.shape[0]} samples: give one time per sample, shape (B,)"
         )
-    if t.device.type != "cpu" or torch.compiler.is_compiling():
+    if not t.numel():
         return t
-    lowest, highest = torch.aminmax(t.detach()) if t.numel() else (t.sum(), t.sum())
-    try:
-        inside = bool(lowest >= 0) and bool(highest <= process.t_max * (1 + 1e-6))
-    except RuntimeError:  # under vmap there are no values to look at
-        return t
-    if not inside:
+    lowest, highest = torch.aminmax(t.detach())
+    # The end itself may have been rounded to the precision of t, or computed with the rounding of float64.
+    end = max(float(torch.tensor(process.t_max, dtype=t.dtype)), process.t_max) * (1 + 1e-12)
+    if known((lowest >= 0) & (highest <= end)) is False:
         raise ValueError(
-            f"t reaches from {float(lowest):.6g} to {float(highest):.6g}, outside of the times of process"
-            f" '{process.name}', which go from 0 (data) to {process.t_max:.6g} (noise)"
+            f"{name} reaches from {float(lowest):.10g} to {float(highest):.10g}, outside of the times of process"
+            f" '{process.name}', which go from 0 (data) to {process.t_max:.10g} (noise)"
         )
     return t

@@ -281,7 +281,7 @@ class Recipe(Options):
         taught = self.teacher.objective
         if self.trains_with_teacher and (taught.few_step or taught.needs_teacher):
             reasons.append(f"teacher.objective is '{taught.name}': a teacher is a diffusion model without a teacher")
-        if reasons:
+        if reasons := list(dict.fromkeys(reasons)):
             raise CompositionError(reasons[0], *reasons[1:])
 
     def teacher_recipe(self) -> Recipe:

@@ -10,11 +10,12 @@ import errno
 import hashlib
 import inspect
 import json
+import math
 import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from scmreg import checkpoint
 from scmreg.data import Dataset, DataSpec
 from scmreg.denoiser import Denoiser
 from scmreg.discovery import LOOSE
-from scmreg.errors import CheckpointError, CompositionError, OutputError, RecipeError
+from scmreg.errors import CheckpointError, CompositionError, OutputError, RecipeError, UnavailableError
 from scmreg.evaluate import Judge, Result
 from scmreg.law import ExactDenoiser
 from scmreg.metric import Judged
@@ -344,6 +345,8 @@ def _fitting_teacher(recipe: Recipe, path: Path, dataset: Dataset) -> Run:
             f"the teacher {path} was trained on other data, or another split of them: their scale or classes differ",
             f"give the run the teacher's data ({theirs.data}), or leave out --teacher",
         )
+    _check_sampler(run, recipe)
+    _check_levels(run, recipe)
     if run.checkpoint.step < theirs.trainer.steps:
         raise CompositionError(
             f"the teacher {path} is unfinished, at step {run.checkpoint.step} of {theirs.trainer.steps}",
@@ -366,8 +369,28 @@ class TeacherModel:
     """Time of a step of its training."""
 
 
+def _check_sampler(teacher: Run, recipe: Recipe) -> None:
+    """Refuse to judge a teacher by a sampler that does not fit what it was trained for."""
+    sampler = recipe.evaluation.teacher_sampler
+    if reason := sampler.fits(replace(teacher.recipe, sampler=sampler)):
+        raise CompositionError(f"evaluation.teacher_sampler and teacher {teacher.folder}: {reason}")
+
+
+def _check_levels(teacher: Run, recipe: Recipe) -> None:
+    """Refuse a teacher that ends below the noise level that its student is sampled from."""
+    own, theirs = recipe.process, teacher.recipe.process
+    scale = theirs.sigma_data / own.sigma_data
+    start, end = min(getattr(recipe.sampler, "sigma_max", math.inf), own.highest_level), theirs.highest_level / scale
+    if end < start * (1 - 1e-6):
+        raise CompositionError(
+            f"the teacher {teacher.folder} ends at noise level {end:g}, its student is to be sampled from {start:g}",
+            f"set sampler.sigma_max={end:g}, or take a teacher that knows more noise",
+        )
+
+
 def _trained(teacher: Run, recipe: Recipe, folder: Path) -> TeacherModel:
     """Return the teacher that a run is."""
+    _check_sampler(teacher, recipe)
     return TeacherModel(
         str(teacher.folder),
         _identity(teacher, folder),
@@ -382,7 +405,9 @@ def _exact(recipe: Recipe, spec: DataSpec) -> TeacherModel:
     assert law is not None, "the composition was checked: the data know their law"
 
     def denoiser(device: str) -> Denoiser:
-        return ExactDenoiser(law.standardized(spec), recipe.process, len(spec.classes)).to(device)
+        if device == "mps":
+            raise UnavailableError("the exact denoiser computes in float64, which mps has not", "use --device cpu")
+        return ExactDenoiser(law.standardized(spec), recipe.process).to(device)
 
     return TeacherModel("the exact denoiser", {"source": "exact", "weights": law.digest()}, denoiser)
 

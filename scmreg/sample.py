@@ -14,7 +14,7 @@ from torch import Tensor
 from scmreg import checkpoint
 from scmreg.data import DataSpec
 from scmreg.denoiser import Denoiser, convert
-from scmreg.errors import CheckpointError, CompositionError, OptionError
+from scmreg.errors import CheckpointError, CompositionError, DivergenceError, OptionError
 from scmreg.process import Process
 from scmreg.progress import Progress
 from scmreg.recipe import Recipe
@@ -128,7 +128,8 @@ def draw(
 
     Raises:
         OptionError: if a label is no class, or there are more or fewer labels or seeds than samples.
-        CompositionError: if labels are asked of an unconditional model.
+        CompositionError: if labels are asked of an unconditional model, or guidance where there are no classes.
+        DivergenceError: if a sample is not finite.
     """
     _check_labels(spec, labels, count)
     seeds = list(range(seed, seed + count)) if isinstance(seed, int) else list(seed)
@@ -141,7 +142,14 @@ def draw(
         for noise, cond in batches(denoiser, spec, seeds, labels, batch_size):
             parts.append(sampler.sample(denoiser, noise, cond))
             task.update(min(len(parts) * batch_size, count))
-    return spec.render(torch.cat(parts), denoiser.process.sigma_data)
+    x = torch.cat(parts)
+    if not bool(torch.isfinite(x).all()):
+        first = seeds[int((~torch.isfinite(x.flatten(1)).all(1)).nonzero()[0])]
+        raise DivergenceError(
+            f"sampler '{sampler.name}' gave values that are not finite, first for seed {first}",
+            "the model has diverged, or the options of the sampler do not suit it",
+        )
+    return spec.render(x, denoiser.process.sigma_data)
 
 
 def batches(

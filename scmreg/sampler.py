@@ -7,9 +7,10 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from scmreg.component import Component
@@ -31,14 +32,21 @@ class Noise:
         seeds: one seed per sample.
         shape: shape of one sample.
         device: where noise is put.
+        dtype: that of the model; the numbers are drawn in float32 in any case, so they are the same.
     """
 
-    def __init__(self, seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> None:
-        self.seeds, self.shape, self.device = list(seeds), tuple(shape), device
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        shape: Sequence[int],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.seeds, self.shape, self.device, self.dtype = list(seeds), tuple(shape), device, dtype
 
     def draw(self, index: int = 0) -> Tensor:
         """Return the standard normal noise of draw ``index``, shape ``(B, *shape)``; 0 is the initial noise."""
-        return sample_noise(self.seeds, self.shape, index, device=self.device)
+        return sample_noise(self.seeds, self.shape, index, device=self.device).to(self.dtype)
 
 
 class Sampler(Component, kind="sampler"):
@@ -84,12 +92,12 @@ class Sampler(Component, kind="sampler"):
             cond: their conditions.
 
         Returns:
-            The samples, or ``None`` where they are not known.
+            The samples, or ``None`` where they are not known, as they are not of any sampler that does not say so.
         """
-        return self.sample(exact, noise, cond)
+        return None
 
 
-def check_times(times: Sequence[float], name: str) -> None:
+def check_falling(times: Sequence[float], name: str) -> None:
     """Refuse TrigFlow times that do not fall, or are no times.
 
     Raises:
@@ -97,6 +105,22 @@ def check_times(times: Sequence[float], name: str) -> None:
     """
     if any(later >= earlier for earlier, later in itertools.pairwise((math.pi / 2, *times, 0.0))):
         raise OptionError([f"times of sampler '{name}' must fall and stay below pi/2, not {list(times)}"])
+
+
+def above_the_end(sampler: OdeSampler, process: Process, highest_level: float = math.inf) -> str | None:
+    """Say that the last noise level of a sampler lies above the end of a process; ``None`` if it does not."""
+    end = min(process.highest_level, highest_level)
+    if sampler.times is not None or sampler.spacing == "time" or sampler.sigma_min < end:
+        return None
+    return f"sampler.sigma_min is {sampler.sigma_min:g}, but process '{process.name}' ends at noise level {end:g}"
+
+
+def past_the_end(times: Sequence[float] | None, process: Process, highest_level: float = math.inf) -> str | None:
+    """Say that TrigFlow times begin past the end of a process; ``None`` if they do not."""
+    end = math.atan(min(process.highest_level, highest_level) / process.sigma_data)
+    if not times or times[0] <= end * (1 + 1e-9):
+        return None
+    return f"times of the sampler begin at {times[0]:g}, but process '{process.name}' ends at {end:.6g}"
 
 
 @dataclass(frozen=True)
@@ -151,8 +175,8 @@ class OdeSampler(Sampler):
     spacing: Literal["edm", "time", "log-snr"] = "edm"
     """Grid between them: equal steps in the 1/rho-th power of the noise level, in the time of the process (down to 0,
     without sigma_min), or in the logarithm of the signal-to-noise ratio."""
-    rho: Positive = 7.0
-    """Exponent of the spacing edm; larger puts more steps at low noise."""
+    rho: Annotated[float, Ge(1)] = 7.0
+    """Exponent of the spacing edm: 1 for equal steps in the noise level; larger puts more steps at low noise."""
     times: tuple[Positive, ...] | None = None
     """A grid of one's own in place of the spacing: falling TrigFlow times below pi/2, one a step."""
     guidance: NonNegative = 1.0
@@ -169,7 +193,7 @@ class OdeSampler(Sampler):
             )
         if self.times is None:
             return
-        check_times(self.times, self.name)
+        check_falling(self.times, self.name)
         if len(self.times) != self.steps:
             raise OptionError(
                 [f"{self.steps} steps need {self.steps} times, not {len(self.times)}"],
@@ -196,11 +220,13 @@ class OdeSampler(Sampler):
         return f"sampler.guidance is {self.guidance:g}, but data '{spec.name}' have no classes to guide to: set it to 1"
 
     def fits(self, recipe: Any) -> str | None:
-        """Refuse guidance of a model that never learned without labels."""
+        """Refuse times past the end of the process, and guidance of a model that never learned without labels."""
+        if reason := past_the_end(self.times, recipe.process) or above_the_end(self, recipe.process):
+            return reason
         if self.guidance == 1:
             return None
         own = recipe.sampler is self
-        if not own and recipe.teacher.source == "exact":
+        if not own and recipe.teacher.source != "auto":  # an exact one knows, a run is asked when it is opened
             return None
         objective = recipe.objective if own else recipe.teacher.objective
         if getattr(objective, "label_dropout", 0):
@@ -210,22 +236,23 @@ class OdeSampler(Sampler):
             " set label_dropout of a diffusion objective (0.1, say), or guidance to 1"
         )
 
-    def grid(self, process: Process) -> Tensor:
+    def grid(self, process: Process, highest_level: float = math.inf) -> Tensor:
         """Return the falling times of the process, float64, shape ``(steps + 1,)``, the last one 0.
 
+        Args:
+            process: whose times.
+            highest_level: noise level to start at, where it is lower than `sigma_max` and the end of the process.
+
         Raises:
-            OptionError: if one's own times begin past the end of the process.
+            OptionError: if one's own times begin past the end of the process, or it ends below `sigma_min`.
         """
-        highest = process.highest_level
+        limits = process, highest_level
+        if reason := past_the_end(self.times, *limits) or above_the_end(self, *limits):
+            raise OptionError([reason])
         if self.times is not None:
             levels = process.sigma_data * torch.tan(torch.tensor(self.times, dtype=torch.float64))
-            if float(levels[0]) > highest * (1 + 1e-6):
-                end = math.atan(highest / process.sigma_data)
-                raise OptionError(
-                    [f"times of the sampler begin at {self.times[0]:g}, but process '{process.name}' ends at {end:g}"]
-                )
         else:
-            top = min(self.sigma_max, highest)
+            top = min(self.sigma_max, process.highest_level, highest_level)
             if self.spacing == "time":
                 first = process.time_of(torch.tensor([top], dtype=torch.float64)).clamp(max=process.t_max)
                 return first * torch.linspace(1, 0, self.steps + 1, dtype=torch.float64)
@@ -238,22 +265,22 @@ class OdeSampler(Sampler):
         times = process.time_of(levels).clamp(max=process.t_max)
         return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
 
-    def start(self, process: Process, noise: Noise) -> tuple[Tensor, Tensor]:
+    def start(self, denoiser: Denoiser, noise: Noise) -> tuple[Tensor, Tensor]:
         """Return pure noise and the first time, where sampling starts: shapes ``(B, *shape)`` and ``(B,)``."""
         first = noise.draw()
-        t = vector(float(self.grid(process)[0]), first)
-        return process.prior(first, t), t
+        t = vector(float(self.grid(denoiser.process, denoiser.highest_level)[0]), first)
+        return denoiser.process.prior(first, t), t
 
     def sample(self, denoiser: Denoiser, noise: Noise, cond: Conditions) -> Tensor:
         """Solve from pure noise to data."""
-        x, _ = self.start(denoiser.process, noise)
-        return self.solve(denoiser, x, self.grid(denoiser.process), cond)
+        x, _ = self.start(denoiser, noise)
+        return self.solve(denoiser, x, self.grid(denoiser.process, denoiser.highest_level), cond)
 
     def truth(self, exact: Denoiser, noise: Noise, cond: Conditions) -> Tensor | None:
         """Return the ends of the exact trajectories; those under guidance are not known."""
         if self.guidance != 1:
             return None
-        return exact.consistency(*self.start(exact.process, noise), cond=cond)
+        return exact.consistency(*self.start(exact, noise), cond=cond)
 
     def solve(self, denoiser: Denoiser, x: Tensor, times: Tensor, cond: Conditions | None = None) -> Tensor:
         """Solve the probability-flow ODE over a grid.
@@ -270,8 +297,10 @@ class OdeSampler(Sampler):
         Raises:
             ValueError: if the times do not fall.
         """
-        if times.ndim != 1 or len(times) < 2 or bool((times.diff() >= 0).any()):
-            raise ValueError(f"times must be a falling list of two at least, not {times.tolist()}")
+        if times.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"times is {times.dtype}: times must be float32 or float64, half precision blurs them")
+        if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all()) or not bool(times[-1] >= 0):
+            raise ValueError(f"times must be a falling list of two at least, none below 0, not {times.tolist()}")
         model = guided(denoiser, self.guidance)
         levels = levels_of(model.process, times)
 
@@ -308,6 +337,6 @@ def levels_of(process: Process, times: Tensor) -> list[Level]:
 
 
 def vector(t: float, x: Tensor) -> Tensor:
-    """Return one time for every sample of ``x``, in float64 where the device has it."""
+    """Return one time that every sample of ``x`` shares, in float64 where the device has it, shape ``(B,)``."""
     dtype = torch.float32 if x.device.type == "mps" else torch.float64
-    return torch.full((len(x),), t, dtype=dtype, device=x.device)
+    return torch.full((1,), t, dtype=dtype, device=x.device).expand(len(x))

@@ -65,4 +65,6 @@ def expand(coefficient: Tensor, x: Tensor) -> Tensor:
     used.
     """
     shaped = coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim))
-    return shaped.to(torch.promote_types(x.dtype, torch.float32)) if shaped.is_floating_point() else shaped
+    if shaped.dtype == x.dtype or not shaped.is_floating_point():
+        return shaped
+    return shaped.to(torch.promote_types(x.dtype, torch.float32))

@@ -11,6 +11,7 @@ from typing import Any
 import hypothesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from hypothesis.errors import UnsatisfiedAssumption
 
 from scmreg.proofs import Case, Proof
 
@@ -50,6 +51,17 @@ class Outcome:
         }
 
 
+def _error(proof: Proof, case: Case) -> float:
+    """Return the error of a case; infinite where a component raises, which is then part of the case's description."""
+    try:
+        return proof.check(case)
+    except UnsatisfiedAssumption:
+        raise
+    except Exception as error:
+        case.words.append(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        return math.inf
+
+
 class _Refuted(AssertionError):
     """A case exceeds the bound."""
 
@@ -78,7 +90,7 @@ def prove(proof: Proof, *, cases: int | None = None, seed: int = 0) -> Outcome:
     @given(st.data())
     def attempt(data: st.DataObject) -> None:
         case = Case(data.draw)
-        error = proof.check(case)
+        error = _error(proof, case)
         found.cases += 1
         found.worst = max(found.worst, math.inf if math.isnan(error) else error)
         if not error <= proof.bound:

@@ -312,7 +312,7 @@ def bench(
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", "-s", help="Set an option of the benchmark: [cyan]batch_size=16[/].", metavar="OPTION=VALUE"
+            "--set", "-s", help="Set an option of the benchmark: [cyan]network.width=256[/].", metavar="OPTION=VALUE"
         ),
     ] = None,
     json: Json = False,

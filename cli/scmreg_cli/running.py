@@ -15,10 +15,11 @@ from rich.console import Console
 from scmreg import options, pictures, recipe
 from scmreg import run as runs
 from scmreg.errors import CompositionError, OptionError, OutputError
+from scmreg.process import Process
 from scmreg.recipe import Recipe
 from scmreg.registry import registry
 from scmreg.sample import Run, Weights, load_run
-from scmreg.sampler import Sampler
+from scmreg.sampler import OdeSampler, Sampler
 from scmreg_cli import progress
 from scmreg_cli.showing import table
 
@@ -138,9 +139,7 @@ def sample(
     if target.suffix == ".png":
         pictures.check_picture(opened.spec)
     drawn_by = _sampler(opened, sampler, steps, times, guidance, settings)
-    under = opened.recipe.process
-    if process is not None:
-        under = registry("process").create(process, sigma_data=under.sigma_data)
+    under = _process(opened, process, settings)
     wanted = _numbers(labels, int, "--labels") if labels is not None else None
     classes = len(opened.spec.classes)
     given = _numbers(seeds, int, "--seeds")
@@ -210,10 +209,27 @@ def evaluate(folder: Path, settings: Sequence[str], *, device: str | None, as_js
     if device:
         tree["trainer"]["device"] = device
     changed = dataclasses.replace(opened, recipe=Recipe.from_tree(tree))
+    changed.recipe.check(opened.spec)
     dataset = changed.recipe.data.load()
     teacher = runs.teacher_of(changed, shown)
     summary = runs.evaluate_run(changed, dataset, shown, teacher=teacher, draw=False)
     report(summary, as_json=as_json)
+
+
+def _process(opened: Run, name: str | None, settings: Sequence[str]) -> Process:
+    """Return the process that samples are drawn under: the run's own, or the one that is named."""
+    own = opened.recipe.process
+    changes = [setting for setting in settings if setting.startswith("process.")]
+    if name is None:
+        if changes:
+            raise OptionError([f"--set {changes[0]}: the process of the run stays what it is"], "name another by --as")
+        return own
+    same = registry("process")[name] is type(own)
+    tree: dict[str, Any] = {"process": options.to_tree(own) if same else {"name": name, "sigma_data": own.sigma_data}}
+    recipe.apply_settings(tree, changes)
+    node = dict(tree["process"])
+    built: Process = options.build(registry("process")[node.pop("name")], node)
+    return built
 
 
 def _sampler(
@@ -232,12 +248,16 @@ def _sampler(
     if name is not None:
         tree["sampler"] = {"name": name}
     for setting in settings:
-        if not setting.startswith("sampler."):
+        if not setting.startswith(("sampler.", "process.")):
             raise OptionError(
                 [f"--set {setting}: only options of the sampler can be set here"],
-                "write sampler.OPTION=VALUE",
+                "write sampler.OPTION=VALUE, or with --as process.OPTION=VALUE",
             )
-    recipe.apply_settings(tree, settings)
+    recipe.apply_settings(tree, [setting for setting in settings if setting.startswith("sampler.")])
+    if guidance is not None and not issubclass(registry("sampler")[tree["sampler"]["name"]], OdeSampler):
+        raise OptionError(
+            [f"sampler '{tree['sampler']['name']}' takes no guidance"], "a solver does: --sampler heun, say"
+        )
     if guidance is not None:
         recipe.set_path(tree, "sampler.guidance", guidance)
     node = dict(tree["sampler"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -27,7 +28,8 @@ def verify(names: Sequence[str], *, full: bool, seed: int, as_json: bool) -> Non
     for name in names:
         if name not in PROOFS:
             raise OptionError([f"no proof called '{name}'{did_you_mean(name, PROOFS)}"], f"proofs: {', '.join(PROOFS)}")
-    chosen = [PROOFS[name] for name in names] or [proof for proof in PROOFS.values() if full or not proof.full]
+    every = [proof for proof in PROOFS.values() if full or not proof.full]
+    chosen = [PROOFS[name] for name in dict.fromkeys(names)] or every
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the cases are small: threads would only wait for each other
     outcomes: list[Outcome] = []
@@ -82,12 +84,12 @@ def bench(name: str, settings: Sequence[str], *, as_json: bool) -> None:
         raise OptionError(
             [f"no benchmark called '{name}'{did_you_mean(name, BENCHMARKS)}"], f"benchmarks: {', '.join(BENCHMARKS)}"
         )
-    values = {}
+    values: dict[str, Any] = {}
     for setting in settings:
         option, equals, text = setting.partition("=")
         if not equals:
             raise OptionError([f"--set {setting}: write OPTION=VALUE"])
-        values[option.strip()] = load_yaml(text)
+        _put(values, option.strip().split("."), load_yaml(text))
     benchmark = options.build(BENCHMARKS[name], values, name)
     shown = progress.make()
     comparisons = benchmark.run(shown)
@@ -106,3 +108,12 @@ def bench(name: str, settings: Sequence[str], *, as_json: bool) -> None:
         )
     out.print(made)
     out.print(f"{benchmark.describe()}; medians of {benchmark.rounds} rounds in turns", highlight=False)
+
+
+def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Set a value at a path; a component on the way that is written as a bare name becomes a mapping."""
+    for part in path[:-1]:
+        inner = values.get(part, {})
+        values[part] = {"name": inner} if isinstance(inner, str) else dict(inner)
+        values = values[part]
+    values[path[-1]] = value

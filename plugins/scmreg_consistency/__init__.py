@@ -141,7 +141,7 @@ class SCD(ContinuousConsistency, name="scd"):
         """Return the data and noise that the teacher predicts at ``x``."""
         assert teacher is not None, "the composition was checked: scd has a teacher"
         with torch.no_grad():
-            return teacher.predictions(teacher(x, t, cond), x, t)
+            return teacher.predict(x, t, cond)
 
 
 @hookimpl

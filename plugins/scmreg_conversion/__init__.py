@@ -6,16 +6,18 @@ component, so that a converted model can be trained on, saved and loaded.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from scmreg.component import Component
 from scmreg.coordinates import convert_time, log_ratio_rate
-from scmreg.errors import OptionError
 from scmreg.hookspecs import hookimpl
 from scmreg.parameterization import Parameterization, Preconditioning
 from scmreg.process import Process
 from scmreg.proposal import Proposal
+from scmreg.types import expand
 from scmreg.weighting import Weighting, WeightingModule
 
 __all__ = ["ConvertedParameterization", "ConvertedProposal", "ConvertedWeighting"]
@@ -26,7 +28,7 @@ class ConvertedParameterization(Parameterization, name="converted"):
 
     Both processes see the same signal-to-noise ratio, the same noise, and data in their own scale, so data and noise
     predictions stay linear in ``x`` and ``F`` and only their coefficients change. What the network is told of the time
-    (`c_noise`) is what it was told in training.
+    is what it was told in training.
     """
 
     formula = "c_skip' = k m c_skip,  c_out' = k c_out,  c_in' = m c_in;  m = v(t)/v'(t'),  k = sigma_data'/sigma_data"
@@ -36,15 +38,6 @@ class ConvertedParameterization(Parameterization, name="converted"):
     """The parameterization that the network was trained with."""
     process: Process = Process.default("edm")
     """The process that the network was trained under."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.c_noise not in ("identity", self.of.c_noise):
-            raise OptionError(
-                [f"c_noise of parameterization 'converted' is the original's, {self.of.c_noise}, not {self.c_noise}"],
-                "set the c_noise of the original: parameterization.of.c_noise",
-            )
-        object.__setattr__(self, "c_noise", self.of.c_noise)
 
     def preconditioning(self, process: Process, t: Tensor) -> Preconditioning:
         """Return the coefficients in the coordinates of ``process``."""
@@ -67,8 +60,8 @@ class ConvertedParameterization(Parameterization, name="converted"):
     def unit_velocity(self, process: Process, raw: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """Return TrigFlow's velocity, which is the same in both processes."""
         there = convert_time(t, process, self.process)
-        scale = (self.process.std(there) / process.std(t)).reshape(-1, *[1] * (x.ndim - 1)).to(x.dtype)
-        return self.of.unit_velocity(self.process, raw, scale * x, there)
+        scale = self.process.std(there) / process.std(t)
+        return self.of.unit_velocity(self.process, raw, expand(scale, x) * x, there)
 
     def under(self, process: Process, to: Process) -> Parameterization:
         """Return the conversion of the original: conversions do not pile up."""
@@ -92,10 +85,11 @@ class ConvertedProposal(Proposal, name="converted"):
         return convert_time(drawn, self.process, process)
 
     def log_density(self, process: Process, t: Tensor) -> Tensor:
-        """Return the log-density in the time of ``process``."""
+        """Return the log-density in the time of ``process``, -inf past what the original draws."""
         there = convert_time(t, process, self.process)
         slope = torch.log(log_ratio_rate(self.process, there)) - torch.log(log_ratio_rate(process, t))
-        return self.of.log_density(self.process, there) + slope
+        inside = there <= self.process.t_max * (1 + 1e-12)
+        return torch.where(inside, self.of.log_density(self.process, there) + slope, -math.inf)
 
     def under(self, process: Process, to: Process) -> Proposal:
         """Return the conversion of the original: conversions do not pile up."""

@@ -11,7 +11,7 @@ from scmreg.coordinates import trig_time
 from scmreg.hookspecs import hookimpl
 from scmreg.objective import Loss, Nets, Objective, ObjectiveModule, Phase, Setup
 from scmreg.proposal import Proposal
-from scmreg.types import Batch, Conditions, Probability
+from scmreg.types import Batch, Conditions, Probability, expand
 from scmreg.weighting import Weighting
 
 __all__ = ["Diffusion"]
@@ -38,7 +38,7 @@ class DiffusionModule(ObjectiveModule):
         data, eps = denoiser.predictions(nets["model"](x, t, self._withhold(batch, rng)), x, t)
         t_hat = trig_time(process, t)
         # v̂ - v of TrigFlow, over sigma_data: from data and noise errors, so that no time divides by zero.
-        cos, sin = (f(t_hat).reshape(-1, *[1] * (x0.ndim - 1)) for f in (torch.cos, torch.sin))
+        cos, sin = expand(torch.cos(t_hat), x0), expand(torch.sin(t_hat), x0)
         error = cos * (eps - noise) - sin * (data - x0) / process.sigma_data
         per_sample = error.square().flatten(1).mean(1)
         total = self.weighting(per_sample, t).mean()

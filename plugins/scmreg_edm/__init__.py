@@ -7,7 +7,7 @@ from torch import Tensor
 
 from scmreg.component import Component
 from scmreg.hookspecs import hookimpl
-from scmreg.parameterization import Parameterization, Preconditioning
+from scmreg.parameterization import Parameterization, Preconditioning, TimeInput
 from scmreg.process import Coefficients, Process
 from scmreg.types import Positive
 
@@ -38,7 +38,7 @@ class EDM(Process, name="edm"):
         return ratio
 
 
-class UnitVariance(Parameterization, name="unit-variance"):
+class UnitVariance(TimeInput, name="unit-variance"):
     """Give the network input and target unit variance at every time: EDM's form; in TrigFlow sCM's Eq. 23.
 
     ``D = (alpha sigma_data² x - sigma_data sigma v F) / v²`` with ``v² = alpha² sigma_data² + sigma²``; the sign is
@@ -53,13 +53,12 @@ class UnitVariance(Parameterization, name="unit-variance"):
 
     def preconditioning(self, process: Process, t: Tensor) -> Preconditioning:
         """Return the coefficients for any process."""
-        at, std, data = process.coefficients(t), process.std(t), process.sigma_data
+        at, data = process.coefficients(t), process.sigma_data
+        signal = data * at.alpha
+        inverse = 1 / torch.hypot(signal, at.sigma)
+        cos, sin = signal * inverse, at.sigma * inverse
         return Preconditioning(
-            c_skip=at.alpha * data**2 / std**2,
-            c_out=-data * at.sigma / std,
-            n_skip=at.sigma / std**2,
-            n_out=at.alpha * data / std,
-            c_in=1 / std,
+            c_skip=data * cos * inverse, c_out=-data * sin, n_skip=sin * inverse, n_out=cos, c_in=inverse
         )
 
     def unit_velocity(self, process: Process, raw: Tensor, x: Tensor, t: Tensor) -> Tensor:

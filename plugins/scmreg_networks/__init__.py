@@ -144,7 +144,7 @@ class Exact(Network, name="exact"):
             raise CompositionError(reason)
         law = self.data.law()
         assert law is not None, "accepts has looked"
-        return ExactNetwork(law.standardized(self.data.load().spec), classes)
+        return ExactNetwork(law.standardized(self.data.load().spec))
 
 
 @hookimpl

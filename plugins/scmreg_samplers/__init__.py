@@ -17,7 +17,7 @@ from scmreg.denoiser import Denoiser
 from scmreg.errors import OptionError
 from scmreg.hookspecs import hookimpl
 from scmreg.process import Process
-from scmreg.sampler import Ask, Level, Noise, OdeSampler, Point, Sampler, check_times, levels_of, vector
+from scmreg.sampler import Ask, Level, Noise, OdeSampler, Point, Sampler, check_falling, levels_of, past_the_end, vector
 from scmreg.types import Conditions, Count, Positive
 
 __all__ = [
@@ -70,9 +70,9 @@ class SecondOrder(OdeSampler):
 
     order = 2
 
+    @abstractmethod
     def second(self, here: Point, to: Level, ask: Ask, before: Point | None, process: Process) -> Point | None:
         """Return the second point; ``None`` where there is none, in the first step of a multistep method."""
-        raise NotImplementedError
 
     def step(self, here: Point, to: Level, ask: Ask, before: Point | None, process: Process) -> Tensor:
         """Take one step."""
@@ -124,7 +124,7 @@ class SingleStep(SecondOrder):
 
     calls = 2
 
-    r: Annotated[float, Interval(gt=0, le=1)] = 0.5
+    r: Annotated[float, Interval(ge=0.01, le=1)] = 0.5
     """Where the second time divides the step, in half log-SNR: 0.5 is its middle, 1 its end."""
 
     def second(self, here: Point, to: Level, ask: Ask, before: Point | None, process: Process) -> Point:
@@ -209,7 +209,7 @@ class Consistency(Sampler, name="consistency"):
         super().__post_init__()
         if self.times is None:
             return
-        check_times(self.times, self.name)
+        check_falling(self.times, self.name)
         if len(self.times) != self.steps - 1:
             raise OptionError(
                 [f"{self.steps} steps need {self.steps - 1} intermediate times, not {len(self.times)}"],
@@ -222,7 +222,9 @@ class Consistency(Sampler, name="consistency"):
         return self.steps
 
     def fits(self, recipe: Any) -> str | None:
-        """Refuse to sample a model that is no consistency function."""
+        """Refuse times past the end of the process, and to sample a model that is no consistency function."""
+        if reason := past_the_end(self.intermediate(), recipe.process):
+            return reason
         if recipe.objective.few_step or recipe.sampler is not self:
             return None
         return f"sampler 'consistency' needs a consistency model, which '{recipe.objective.name}' does not train"
@@ -235,6 +237,10 @@ class Consistency(Sampler, name="consistency"):
         """Return the sampler with the given times of the steps after the first."""
         return replace(self, steps=len(times) + 1, times=tuple(times))
 
+    def truth(self, exact: Denoiser, noise: Noise, cond: Conditions) -> Tensor:
+        """Return the samples of the exact consistency function."""
+        return self.sample(exact, noise, cond)
+
     def intermediate(self) -> tuple[float, ...]:
         """Return the TrigFlow times of the steps after the first."""
         if self.times is not None:
@@ -246,8 +252,11 @@ class Consistency(Sampler, name="consistency"):
     def sample(self, denoiser: Denoiser, noise: Noise, cond: Conditions) -> Tensor:
         """Sample in `steps` evaluations."""
         process = denoiser.process
+        if reason := past_the_end(self.intermediate(), process, denoiser.highest_level):
+            raise OptionError([reason])
         first = noise.draw()
-        levels = [self.sigma_max, *(process.sigma_data * math.tan(angle) for angle in self.intermediate())]
+        levels = [process.sigma_data * math.tan(angle) for angle in self.intermediate()]
+        levels.insert(0, min(self.sigma_max, denoiser.highest_level))
         times = process.time_of(torch.tensor(levels, dtype=torch.float64)).clamp(max=process.t_max).tolist()
         t = vector(times[0], first)
         x = denoiser.consistency(process.prior(first, t), t, cond=cond)

@@ -19,7 +19,7 @@ class TrigFlow(Process, name="trigflow"):
     ``dx/dt = sigma_data F(x / sigma_data, t)``.
     """
 
-    formula = "alpha = cos t,  sigma = sigma_data sin t,  0 <= t <= pi/2"
+    formula = "alpha = cos t,  sigma = sigma_data sin t,  0 <= t < pi/2"
     reference = "Lu & Song 2024 (sCM), arXiv:2410.11081, Sec. 3 and Eq. 23"
 
     # The largest float32 below pi/2: pi/2 itself rounds up in float32, where the cosine is negative.

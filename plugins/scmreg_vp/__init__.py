@@ -47,11 +47,8 @@ class VP(Process, name="vp"):
     def time_of(self, ratio: Tensor) -> Tensor:
         """Return the root of ``B(t) = log(1 + ratio²)``, in the form that does not cancel."""
         integral = torch.log1p(ratio**2)
-        return (
-            2
-            * integral
-            / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * integral))
-        )
+        share, growth = self.beta_min / integral, 2 * (self.beta_max - self.beta_min)
+        return 2 / (share + (torch.sqrt(share**2 + growth / integral) if growth else share))
 
 
 class Cosine(Process, name="cosine"):

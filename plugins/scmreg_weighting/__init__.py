@@ -126,7 +126,8 @@ class LogitNormal(Proposal, name="logit-normal"):
     def log_density(self, process: Process, t: Tensor) -> Tensor:
         """Return the log-density in process time."""
         part = t / process.t_max
-        return _normal(torch.logit(part), self.mean, self.std) - torch.log(part * (1 - part) * process.t_max)
+        density = _normal(torch.logit(part), self.mean, self.std) - torch.log(part * (1 - part) * process.t_max)
+        return torch.where((part > 0) & (part < 1), density, -math.inf)
 
 
 class UniformTimes(Proposal, name="uniform"):
@@ -141,7 +142,8 @@ class UniformTimes(Proposal, name="uniform"):
 
     def log_density(self, process: Process, t: Tensor) -> Tensor:
         """Return the log-density in process time."""
-        return torch.full_like(t, -math.log(process.t_max))
+        inside = torch.full_like(t, -math.log(process.t_max))
+        return inside.masked_fill(t > process.t_max * (1 + 1e-12), -math.inf)
 
 
 def _normal(x: Tensor, mean: float, std: float) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from scmreg.denoiser import Denoiser
 from scmreg.law import ExactDenoiser, GaussianMixture
+from scmreg.options import options_of
 from scmreg.parameterization import Parameterization
 from scmreg.process import Process
 from scmreg.registry import registry
@@ -62,6 +64,8 @@ class Case:
     def __init__(self, draw: Draw) -> None:
         self._draw = draw
         self.words: list[str] = []
+        self.reach = math.pi / 2
+        """TrigFlow time that every process of the case reaches."""
         seed = draw(st.integers(0, 2**31 - 1))
         self.rng = torch.Generator().manual_seed(seed)
         self.batch = draw(st.integers(1, 4))
@@ -85,6 +89,7 @@ class Case:
         chosen = name or self.choose("process", sorted(registry("process")))
         scale = self.number("sigma_data", 0.2, 2.0) if sigma_data is None else sigma_data
         made: Process = registry("process").create(chosen, sigma_data=scale)
+        self.reach = min(self.reach, 0.98 * math.atan(made.highest_level / scale))
         return made
 
     def assume(self, condition: bool) -> None:
@@ -94,14 +99,23 @@ class Case:
     def parameterization(self, told_of_time: Sequence[str] = C_NOISE) -> Parameterization:
         """Choose a registered parameterization, and what its network is told of the time."""
         chosen = self.choose("parameterization", sorted(registry("parameterization")))
-        if chosen == "converted":  # what it is made of has a c_noise of its own
+        if "c_noise" not in {option.name for option in options_of(registry("parameterization")[chosen])}:
             return registry("parameterization").create(chosen)  # type: ignore[no-any-return]
         told = self.choose("c_noise", told_of_time)
         return registry("parameterization").create(chosen, c_noise=told)  # type: ignore[no-any-return]
 
     def angles(self, count: int, low: float = 0.05, high: float = 1.45) -> Tensor:
-        """Draw TrigFlow times, float64, shape ``(count,)``; every process reaches ``high`` if it is not changed."""
+        """Draw TrigFlow times that the processes of the case reach, float64, shape ``(count,)``."""
+        high = min(high, self.reach)
+        self.assume(low < high)
         return low + (high - low) * torch.rand(count, generator=self.rng, dtype=torch.float64)
+
+    def spread(self, count: int) -> Tensor:
+        """Draw TrigFlow times whose noise levels are spread over the whole range that the processes of the case have in
+        common, from 1e-6 sigma_data up to their ends (1e6 sigma_data for those that have none), shape ``(count,)``.
+        """
+        low, high = math.log(1e-6), math.log(min(math.tan(self.reach / 0.98), 1e6))
+        return torch.atan(torch.exp(low + (high - low) * torch.rand(count, generator=self.rng, dtype=torch.float64)))
 
     def times(self, process: Process, angles: Tensor) -> Tensor:
         """Return the process's times of TrigFlow times."""

@@ -29,7 +29,7 @@ def coefficients_and_their_derivatives(case: Case) -> float:
 def round_trip(case: Case) -> float:
     """A point and its time go to any other process and back unchanged."""
     source, target = case.process(), case.process()
-    x, t = case.normal(case.batch, *case.shape), case.times(source, case.angles(case.batch, 1e-3))
+    x, t = case.normal(case.batch, *case.shape), case.times(source, case.spread(case.batch))
     back, t_back = convert_point(*convert_point(x, t, source, target), target, source)
     return max(difference(back, x), float(((t_back - t) / t).abs().max()))
 
@@ -39,7 +39,7 @@ def marginal_of_the_target(case: Case) -> float:
     """A converted point is the target process's own, of the same noise and of the data in its scale."""
     source, target = case.process(), case.process()
     x0, noise = case.pair(source)
-    t = case.times(source, case.angles(case.batch, 1e-3))
+    t = case.times(source, case.spread(case.batch))
     x, there = convert_point(source.perturb(x0, noise, t), t, source, target)
     return difference(x, target.perturb(x0 * (target.sigma_data / source.sigma_data), noise, there))
 
@@ -69,7 +69,7 @@ def signal_to_noise_ratio(case: Case) -> float:
 def invariance_to_the_scale_of_data(case: Case) -> float:
     """Rescaled data have the same ratio at the same TrigFlow time, and the rescaled denoiser."""
     process = case.process()
-    larger = registry("process").create(process.name, sigma_data=process.sigma_data * case.number("factor", 0.2, 5.0))
+    larger = case.process(process.name, process.sigma_data * case.number("factor", 0.2, 5.0))
     exact = case.exact(process)
     rescaled = type(exact)(exact.law, larger)
     x, t = case.normal(case.batch, *case.shape), case.times(process, case.angles(case.batch, 0.05, 1.4))

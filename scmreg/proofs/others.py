@@ -20,7 +20,7 @@ def flow_solved_by_scipy(case: Case) -> float:
 
     process = case.process()
     exact = case.exact(process)
-    first, last = case.times(process, torch.tensor([1.3, 0.02], dtype=torch.float64)).tolist()
+    first, last = case.times(process, torch.tensor([min(1.3, case.reach), 0.02], dtype=torch.float64)).tolist()
     x = case.normal(1, *case.shape)
 
     def velocity(t: float, flat: Any) -> Any:

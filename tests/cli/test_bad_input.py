@@ -104,11 +104,58 @@ def images(path, *settings):
         (["--set", "network.width=33"], ["width"]),
         (["--set", "evaluation.count=1"], ["evaluation.count", "1"]),
         (["--network", "dit", "--set", "network.attention=flash9"], ["flash9"]),
+        (["--process", "vp", "--set", "process.beta_max=0.05"], ["beta_max 0.05", "below its beta_min 0.1"]),
+        (["--process", "vp", "--set", "process.sigma_data=0"], ["sigma_data", "greater than 0"]),
+        (["--process", "cosine", "--set", "process.sigma_data=.nan"], ["sigma_data", "finite"]),
+        (["--set", "parameterization.c_noise=1000"], ["c_noise", "'1000t'"]),
+        (
+            ["--parameterization", "converted", "--set", "parameterization.c_noise=edm"],
+            ["parameterization has no option 'c_noise'"],
+        ),
+        (
+            ["--set", "parameterization={name: converted, of: noise, process: flow}"],
+            ["parameterization 'converted' has a pole at pure noise"],
+        ),
+        (["--teacher", "exact"], ["unlike 'digits'", "its law is not known, there are only samples of it"]),
+        (["--teacher", "exact", "--data", "swissroll"], ["unlike 'swissroll'", "no closed form"]),
+        (["--teacher", "exact", "--data", "checkerboard"], ["unlike 'checkerboard'", "no closed form"]),
+        (["--teacher", "exact", "--objective", "sct"], ["unlike 'digits'"]),
+        (
+            ["--teacher", "exact", "--data", "mixture", "--set", "objective.start=teacher"],
+            ["objective.start is 'teacher'", "an exact teacher has no weights", "scratch, or auto"],
+        ),
+        (["--sampler", "heun", "--set", "sampler.guidance=2"], ["sampler.guidance is 2", "'scd'", "label_dropout"]),
+        (["--set", "evaluation.teacher_sampler.guidance=2"], ["sampler.guidance is 2", "'diffusion'", "label_dropout"]),
+        (["--sampler", "heun", "--set", "sampler.steps=0"], ["steps", "greater than or equal to 1"]),
+        (
+            ["--sampler", "ddim", "--set", "sampler={name: ddim, steps: 2, times: [0.5, 1]}"],
+            ["must fall", "[0.5, 1.0]"],
+        ),
+        (["--sampler", "ddim", "--set", "sampler.sigma_min=100"], ["sigma_min 100 must be below sigma_max 80"]),
+        (
+            ["--process", "edm", "--set", "sampler={name: consistency, steps: 2, times: [1.57]}"],
+            ["times of the sampler begin at 1.57, but process 'edm' ends at 1.56"],
+        ),
+        (["--set", "evaluation.metrics=[trajectory-errors]"], ["did you mean 'trajectory-error'"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and value[0].startswith("--") else "",
 )
 def test_options(refused, arguments, words):
     refused(*arguments, words=words)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--teacher", "exact"]])
+def test_diffusion_needs_no_teacher(refused, arguments):
+    """Neither a run nor the solution: an option that would do nothing is refused."""
+    teacher = arguments or ["--teacher", "runs/nowhere"]
+    whole = ["--objective", "diffusion", "--data", "mixture", *teacher]
+    refused(*whole, quick=False, words=["--teacher is of no use: objective 'diffusion' needs no teacher"])
+
+
+@pytest.mark.parametrize("objective", ["scd", "sct", "diffusion"])
+def test_the_exact_network_is_not_trained(refused, objective):
+    arguments = ["--network", "exact", "--objective", objective, "--data", "mixture"]
+    refused(*arguments, quick=False, words=["network 'exact' has no parameters to train", "--teacher exact"])
 
 
 @pytest.mark.parametrize("name", ["LBFGS", "SparseAdam"])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 import scmreg
-from scmreg import registry
+from scmreg import matrix, registry
 from scmreg.options import options_of
 
 EVERY = [(kind, name) for kind in registry.KINDS for name in registry.registry(kind)]
@@ -144,8 +145,112 @@ def test_doctor_tells_what_cannot_run_here(scm, monkeypatch):
     assert "needs [a] moon" in scm("show", "process/edm").out
 
 
+# What fits with what --------------------------------------------------------------------------------------------------
+
+
+def cells(text):
+    """Read the tables and the footnotes of `scm list --matrix`: cells by table, row and column, and texts by number."""
+    tables, title, columns, notes = {}, "", [], {}
+    for line in text.splitlines():
+        parts = re.split(r"\s{2,}", line.strip())
+        number, _, reason = line.partition(" ")
+        if " × " in line:
+            title, columns = parts[0].partition(":")[0], []
+            tables[title] = {}
+        elif number.isdigit():
+            notes[int(number)] = reason
+        elif len(parts) > 1 and not columns:
+            columns = parts
+        elif len(parts) > 1:
+            tables[title][parts[0]] = dict(zip(columns, parts[1:], strict=True))
+    return tables, notes
+
+
+def read(cell, notes):
+    """Return the names in a cell, and the reason why others are not there."""
+    names, _, number = cell.partition("(")
+    return names.strip(), notes[int(number.rstrip(")"))] if number else None
+
+
+def test_the_matrix_as_json(scm):
+    listed = scm("list", "--matrix", "--json").json
+    verdicts = matrix.compositions() + matrix.pairs() + matrix.shapes()
+    assert listed == [{**verdict.names, "reason": verdict.reason} for verdict in verdicts]
+    assert {entry["reason"] is None for entry in listed} == {True, False}
+
+
+def test_the_matrix_as_tables(scm):
+    result = scm("list", "--matrix")
+    assert (result.code, result.err) == (0, "")
+    tables, notes = cells(result.out)
+    assert sorted(notes) == list(range(1, len(notes) + 1))
+    assert len(set(notes.values())) == len(notes)
+    shown, groups = set(), {}
+    for verdict in matrix.compositions():
+        groups.setdefault((verdict.names["parameterization"], verdict.names["process"]), []).append(verdict)
+    whole = tables.pop("process × parameterization")
+    assert {(row, column) for row, found in whole.items() for column in found} == set(groups)
+    for (row, column), verdicts in groups.items():
+        names, reason = read(whole[row][column], notes)
+        shown.add(reason)
+        fitting = [verdict.names["objective"] for verdict in verdicts if verdict.reason is None]
+        if len(fitting) == len(verdicts):
+            assert (names, reason) == ("✓", None)
+        else:
+            assert names == (", ".join(fitting) or "–")
+            assert reason in [verdict.reason for verdict in verdicts if verdict.reason]
+    others = matrix.pairs() + matrix.shapes()
+    for verdict in others:
+        (above, column), (left, row) = verdict.names.items()
+        names, reason = read(tables[f"{left} × {above}"][row][column], notes)
+        shown.add(reason)
+        assert (names, reason) == ("✓" if verdict.reason is None else "–", verdict.reason)
+    assert len(others) == sum(len(row) for table in tables.values() for row in table.values())
+    assert shown - {None} == set(notes.values())
+
+
+def test_the_matrix_is_of_all_kinds_at_once(scm):
+    for arguments in (("process", "--matrix"), ("process", "--matrix", "--json")):
+        result = scm("list", *arguments)
+        assert (result.code, result.out) == (2, "")
+        assert result.err.startswith("error: --matrix shows all kinds at once: leave out 'process'")
+
+
+PLUGIN = '''
+import scmreg
+from scmreg.parameterization import Parameterization, Preconditioning
+
+
+class Direct(Parameterization, name="direct"):
+    """Predict the data."""
+
+    def preconditioning(self, process, t):
+        at = process.coefficients(t)
+        return Preconditioning(t * 0, t * 0 + 1, 1 / at.sigma, -at.alpha / at.sigma, 1 / process.std(t))
+
+
+@scmreg.hookimpl
+def scmreg_components():
+    return [Direct]
+'''
+
+
+@pytest.mark.usefixtures("registries")
+def test_the_matrix_asks_a_plugin_too(scm, workplace):
+    (workplace / "plug.py").write_text(PLUGIN)
+    listed = scm("list", "--matrix", "--json", "--plugin", "plug.py").json
+    found = {(e["process"], e["objective"]): e["reason"] for e in listed if e.get("parameterization") == "direct"}
+    assert len(found) == len(scmreg.processes) * len(scmreg.objectives)
+    for (process, objective), reason in found.items():
+        refused = (
+            f"objective '{objective}' needs f(x, 0) = x, which parameterization 'direct' does not give under"
+            f" process '{process}'"
+        )
+        assert reason == (None if objective == "diffusion" else refused)
+
+
 def test_json_is_the_only_thing_on_stdout(scm):
-    for arguments in (("list",), ("show", "data/digits"), ("plugins",), ("doctor",)):
+    for arguments in (("list",), ("list", "--matrix"), ("show", "data/digits"), ("plugins",), ("doctor",)):
         result = scm(*arguments, "--json")
         assert result.out.count("\n") == 1
         json.loads(result.out)

@@ -167,11 +167,15 @@ WRONG = [
     (["--labels", "1.5"], ["--labels 1.5", "integers"]),
     (["--sampler", "eulr"], ["no sampler called 'eulr'", "did you mean 'euler'", "heun"]),
     (["--as", "emd"], ["no process called 'emd'", "did you mean 'edm'"]),
-    (["--guidance", "2"], ["no option 'guidance'"]),
+    (["--guidance", "2"], ["takes no guidance"]),
     (["--sampler", "heun", "--guidance", "2"], ["sampler.guidance is 2", "label_dropout"]),
     (["--sampler", "heun", "--set", "sampler.guidance=-1"], ["guidance", "greater than or equal to 0", "-1"]),
     (["--sampler", "heun", "--set", "sampler.guidance=.nan"], ["guidance", "finite"]),
     (["--sampler", "heun", "--set", "sampler.sigma_min=90"], ["sigma_min 90 must be below sigma_max 80"]),
+    (
+        ["--sampler", "heun", "--as", "edm", "--set", "sampler.sigma_min=90", "--set", "sampler.sigma_max=99"],
+        ["sigma_min", "90", "'edm'"],
+    ),
     (["--sampler", "heun", "--set", "sampler.steps=0"], ["steps", "greater than or equal to 1"]),
     (["--set", "sampler.step=4"], ["step", "did you mean 'steps'"]),
     (["--set", "network.width=4"], ["network.width=4", "sampler"]),
@@ -278,6 +282,27 @@ def test_eval_of_a_diffusion_model(scm, trained, copied):
     assert result.code == 0, result.err
     assert result.json["teacher"] == trained[1].json["teacher"]
     assert result.json["student"] == []
+
+
+@pytest.mark.parametrize(
+    ("run", "settings", "words"),
+    [
+        ("teacher", ["sampler.guidance=2"], ["sampler.guidance is 2", "label_dropout"]),
+        ("teacher", ["sampler=consistency"], ["sampler 'consistency' needs a consistency model"]),
+        ("digits", ["evaluation.teacher_sampler.guidance=2"], ["sampler.guidance is 2", "label_dropout"]),
+        ("digits", ["sampler={name: heun, guidance: 3}"], ["sampler.guidance is 3", "label_dropout"]),
+    ],
+)
+def test_eval_with_a_sampler_that_does_not_fit(scm, copied, run, settings, words):
+    """A run is judged by no sampler that it could not have been made with."""
+    folder = (
+        copied if run == "digits" else next(path for path in (copied.parent / "teachers").iterdir() if path.is_dir())
+    )
+    result = scm("eval", folder, *(part for setting in settings for part in ("--set", setting)))
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("error: ")
+    for word in words:
+        assert word in result.err
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def scaled(factor: float) -> Callable[[Any], Any]:
 
 
 def told_of_no_bound(check: Any) -> Any:
-    return lambda process, t, x: t
+    return lambda t_hat, target: None
 
 
 def opposite_sign(preconditioning: Any) -> Any:
@@ -117,8 +117,8 @@ def claimed(has_boundary: Any) -> Any:
     return lambda self, process: True
 
 
-def scale_forgotten(convert_time: Any) -> Any:
-    return lambda t, source, target: target.time_of(source.noise_level(t))
+def scale_forgotten(preconditioning: Any) -> Any:
+    return lambda self, process, t: preconditioning(self, dataclasses.replace(process, sigma_data=0.5), t)
 
 
 def wrong_in_edm(log_ratio_rate: Any) -> Any:
@@ -135,9 +135,9 @@ DEFECTS: list[tuple[str, Patch]] = [
     ("rate-of-log-ratio", on(PROCESSES["cosine"], "coefficients", slope_off)),
     ("round-trip", on(PROCESSES["flow"], "time_of", scaled(1 + 1e-8))),
     ("marginal-of-the-target", on(PROCESSES["edm"], "time_of", scaled(1 + 1e-8))),
-    ("refusal-of-pure-noise", on(coordinates, "check_times", told_of_no_bound)),
+    ("refusal-of-pure-noise", on(coordinates, "_check_angle", told_of_no_bound)),
     ("signal-to-noise-ratio", on(PROCESSES["trigflow"], "snr", scaled(1 + 1e-8))),
-    ("invariance-to-the-scale-of-data", on(coordinates, "convert_time", scale_forgotten)),
+    ("invariance-to-the-scale-of-data", on(UNIT, "preconditioning", scale_forgotten)),
     ("slope-of-the-time-input", on(UNIT, "time_input", scaled(1 + 1e-6))),
     ("probability-flow", on(PROCESSES["vp"], "velocity", scaled(1 + 1e-7))),
     ("unit-variance", on(UNIT, "preconditioning", skip_off)),

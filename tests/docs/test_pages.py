@@ -16,8 +16,12 @@ import typer
 import yaml
 
 from scmreg import discovery, recipe, registry
-from scmreg.options import options_of
-from scmreg.run import prepare
+from scmreg.bench import BENCHMARKS
+from scmreg.options import build, options_of
+from scmreg.progress import Progress
+from scmreg.proofs import PROOFS
+from scmreg.run import execute as execute_run
+from scmreg.run import open_folder, prepare
 from scmreg_cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +33,13 @@ FENCE = re.compile(r'^```(?P<language>\w+)(?: title="(?P<title>[^"]+)")?\n(?P<te
 LANGUAGES = {"python", "bash", "console", "yaml", "toml", "json", "text"}
 OF_RUNS = {"--resume", "--teacher"}
 """Options whose value is a run directory, which the pages only speak of."""
+RUNS: dict[str, dict[str, Any]] = {
+    "trigflow-scd-digits-s0": {},
+    "trigflow-scd-mixture-s0": {"data": {"name": "mixture"}, "teacher": {"source": "exact"}},
+    "flow-diffusion-digits-s0": {"process": "flow", "objective": "diffusion"},
+    "guided": {"objective": {"name": "diffusion", "label_dropout": 0.1}},
+}
+"""Runs that pages sample from and judge, by name, and what their recipes say."""
 
 
 class Block(NamedTuple):
@@ -77,6 +88,23 @@ def _own_registry() -> Iterator[None]:
         del sys.modules[module]
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the runs that the pages speak of, trained for two steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    for run, said in RUNS.items():
+        small = {
+            "network": {"name": "mlp", "width": 16, "depth": 1},
+            "trainer": {"steps": 2, "threads": 1},
+            "evaluation": {"steps": [1], "count": 20, "metrics": ["memorization", "trajectory-error"]},
+        }
+        teacher = {"trainer": {"steps": 2}} | said.get("teacher", {})
+        made = recipe.Recipe.from_tree({**small, **said, "teacher": teacher})
+        dataset = prepare(made)
+        execute_run(made, open_folder(made, folder, name=run), dataset, Progress())
+    return folder
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_fence_is_understood(page: Path) -> None:
     marks = re.findall(r"^\s*```.*$", page.read_text(encoding="utf-8"), re.MULTILINE)
@@ -87,10 +115,11 @@ def test_every_fence_is_understood(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_page_is_true(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Everything on a page happens in the order of the page, in one directory and one namespace."""
     monkeypatch.chdir(tmp_path)
+    put(trained, tmp_path)
     namespace: dict[str, Any] = {"__name__": "docs"}
     for block in blocks(page):
         if block.title:
@@ -107,6 +136,13 @@ def test_page_is_true(
             recipe.Recipe.from_tree(yaml.safe_load(block.text)).check()
         elif block.language == "toml":
             check_project(tomllib.loads(block.text))
+
+
+def put(trained: Path, folder: Path) -> None:
+    """Put the trained runs where the commands of a page expect them."""
+    (folder / "runs").mkdir()
+    for run in RUNS:
+        (folder / "runs" / run).symlink_to(trained / run)
 
 
 def check_project(project: dict[str, Any]) -> None:
@@ -127,10 +163,15 @@ def check_command(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pyt
             parse(arguments)
         else:
             check_run(arguments, monkeypatch, capsys)
-    elif arguments[0] in ("list", "show", "plugins", "doctor") or "--help" in arguments:
+    elif arguments[0] in ("list", "show", "plugins", "doctor") or "--help" in arguments or of_trained(arguments):
         assert execute(arguments, monkeypatch, capsys)
     else:
         parse(arguments)
+
+
+def of_trained(arguments: list[str]) -> bool:
+    """Whether a command asks for samples or figures of a run that is here."""
+    return arguments[0] in ("sample", "eval") and Path(arguments[1]).is_dir()
 
 
 def check_run(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,19 +207,26 @@ def parse(arguments: list[str]) -> None:
     with fresh_registry():
         parent = GROUP.make_context("scm", [arguments[0]], resilient_parsing=True)
         given = command.make_context(arguments[0], arguments[1:], parent=parent).params
+    if arguments[0] == "bench":
+        settings = dict(setting.split("=", 1) for setting in given.get("settings") or ())
+        assert build(BENCHMARKS[given["name"]], {option: yaml.safe_load(text) for option, text in settings.items()})
+        return
+    assert {*(given.get("names") or ())} <= {*PROOFS}
     tree = recipe.Recipe().to_tree()
-    recipe.apply_settings(tree, given.get("settings") or ())
-    recipe.Recipe.from_tree(tree)
     for kind in registry.KINDS:
         if given.get(kind):
             assert given[kind] in registry.registry(kind)
+            recipe.set_path(tree, kind, given[kind])
+    recipe.apply_settings(tree, given.get("settings") or ())
+    recipe.Recipe.from_tree(tree)
 
 
 @pytest.mark.parametrize("command", sorted(GROUP.commands))
 def test_examples_of_the_help_are_true(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    put(trained, tmp_path)
     examples = [line for line in (GROUP.commands[command].epilog or "").splitlines() if line.startswith("scm ")]
     assert examples, f"scm {command} --help has no example"
     for line in examples:
@@ -224,6 +272,8 @@ def test_there_is_something_to_test() -> None:
         ("scm sample runs/x --sampler hoin", "hoin"),
         ("scm eval runs/x --set evaluation.stps=[1]", "stps"),
         ("scm show process/nothing", "nothing"),
+        ("scm verify round-tripp", "round-tripp"),
+        ("scm bench sampling --set batchsize=3", "batchsize"),
         ("scm train", "train"),
         ("rm -r runs", "rm -r runs"),
     ],

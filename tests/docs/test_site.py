@@ -15,14 +15,16 @@ import pytest
 import typer
 from typer.core import TyperGroup
 
-from scmreg import recipe, registry
+from scmreg import matrix, recipe, registry
 from scmreg.options import options_of
+from scmreg.proofs import PROOFS
 from scmreg_cli.main import app
 
 pytest.importorskip("material", reason="the site is built with the extra 'docs'")
 
 ROOT = Path(__file__).parents[2]
 COMPONENTS = [(kind, name) for kind in registry.KINDS for name in registry.registry(kind)]
+CORE = ["coordinates", "denoiser", "guidance", "law", "matrix", "tangent", "verify", "bench", "errors"]
 SECTIONS = (recipe.Recipe, recipe.Trainer, recipe.Teacher, recipe.Evaluation)
 
 
@@ -112,7 +114,7 @@ def test_every_command_is_described(site: Path) -> None:
             assert example.split()[1] in text
 
 
-@pytest.mark.parametrize("module", ["component", "registry", *registry.KINDS, "coordinates", "tangent", "errors"])
+@pytest.mark.parametrize("module", ["component", "registry", *registry.KINDS, *CORE])
 def test_every_public_name_is_described(site: Path, module: str) -> None:
     loaded = importlib.import_module(f"scmreg.{module}")
     shown = page(site, f"reference/api/{module}")
@@ -121,6 +123,29 @@ def test_every_public_name_is_described(site: Path, module: str) -> None:
     assert documented
     for name in documented:
         assert f'id="scmreg.{module}.{name}"' in shown, name
+
+
+def test_what_is_generated_within_a_page_is_there(site: Path) -> None:
+    shown = page(site, "explanation/one-process")
+    assert "generated:" not in shown
+    assert "generated:" not in page(site, "how-to/sample")
+    for process in registry.registry("process"):
+        assert f'href="../../reference/process/#{process}"' in shown
+    for name in re.findall(r'<img [^>]*src="\.\./([\w-]+\.svg)#only-\w+"', shown):
+        assert (site / "explanation" / name).is_file()
+    assert len(re.findall(r'src="\.\./[\w-]+\.svg#only-(?:light|dark)"', shown)) == 4
+
+
+def test_every_composition_and_every_proof_is_listed(site: Path) -> None:
+    text = page(site, "reference/matrix")
+    for verdict in matrix.pairs() + matrix.compositions():
+        assert all(f"<code>{name}</code>" in text or f">{name}<" in text for name in verdict.names.values())
+    reasons = {verdict.reason for verdict in matrix.pairs() + matrix.shapes() if verdict.reason}
+    assert reasons
+    plain = html.unescape(re.sub(r"<[^>]+>", "", text))
+    assert all(reason in plain for reason in reasons)
+    text = page(site, "reference/proofs")
+    assert all(f"<code>{name}</code>" in text for name in PROOFS)
 
 
 def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:

@@ -39,7 +39,7 @@ class Fixed(Proposal):
     def __init__(self, t: Tensor) -> None:
         object.__setattr__(self, "t", t)
 
-    def sample(self, process: Any, count: int, rng: torch.Generator) -> Tensor:
+    def sample(self, process: Any, count: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         return self.t
 
     def transform(self, process: Any, uniform: Tensor) -> Tensor:
