@@ -166,7 +166,9 @@ def prepare(backend: str) -> None:
 
 def _find(name: str) -> str | None:
     """Look up an operation; return why it cannot run on this machine, ``None`` if it can."""
-    if name not in _operations and name not in _obstacles:
+    if name in _operations:
+        return None
+    if name not in _obstacles:
         try:
             operation_of(name)
         except (UnavailableError, UnknownComponentError) as error:
