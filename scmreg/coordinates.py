@@ -15,7 +15,16 @@ from torch import Tensor
 from scmreg.process import Process, check_precision, check_times, known
 from scmreg.types import expand
 
-__all__ = ["convert_point", "convert_time", "from_trig", "log_ratio_rate", "process_time", "to_trig", "trig_time"]
+__all__ = [
+    "LAST",
+    "convert_point",
+    "convert_time",
+    "from_trig",
+    "log_ratio_rate",
+    "process_time",
+    "to_trig",
+    "trig_time",
+]
 
 
 LAST = 1.5707962512969971

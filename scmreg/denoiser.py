@@ -96,7 +96,7 @@ class Denoiser(nn.Module):
         return self.process.velocity(*self.predict(x, t, cond), t)
 
     def v(self, x: Tensor, t: Tensor, cond: Conditions | None = None) -> Tensor:
-        """Predict ``v = alpha eps - sigma x_0`` (Salimans & Ho 2022)."""
+        """Predict ``v = alpha eps - sigma x_0`` (Salimans & Ho 2022), the shape of ``x``."""
         data, noise = self.predict(x, t, cond)
         at = self.process.coefficients(t)
         return expand(at.alpha, x) * noise - expand(at.sigma, x) * data

@@ -22,7 +22,18 @@ from scmreg.process import Process
 from scmreg.rng import sample_noise
 from scmreg.types import Conditions, Count, NonNegative, Positive
 
-__all__ = ["Level", "Noise", "OdeSampler", "Point", "Sampler"]
+__all__ = [
+    "Ask",
+    "Level",
+    "Noise",
+    "OdeSampler",
+    "Point",
+    "Sampler",
+    "check_falling",
+    "levels_of",
+    "past_the_end",
+    "vector",
+]
 
 
 class Noise:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+import traceback
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +59,8 @@ def _error(proof: Proof, case: Case) -> float:
     except UnsatisfiedAssumption:
         raise
     except Exception as error:
-        case.words.append(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        said, at = (str(error).splitlines() or [""])[0], traceback.extract_tb(error.__traceback__)[-1]
+        case.words.append(f"{type(error).__name__}: {said} ({at.filename}:{at.lineno})")
         return math.inf
 
 

@@ -123,16 +123,18 @@ class Gaussians(PointData, name="gaussians"):
     def draw(self, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Return points of the blobs."""
         mode = torch.randint(0, self.modes, (self.count,), generator=rng)
-        angle = 2 * math.pi * mode / self.modes
-        centre = self.radius * torch.stack([torch.cos(angle), torch.sin(angle)], dim=1)
-        return centre + self.std * torch.randn(self.count, 2, generator=rng), mode if self.labelled else None
+        x = self._centres().float()[mode] + self.std * torch.randn(self.count, 2, generator=rng)
+        return x, mode if self.labelled else None
 
     def law(self) -> GaussianMixture:
         """Return the mixture of the blobs."""
-        angle = 2 * math.pi * torch.arange(self.modes, dtype=torch.float64) / self.modes
-        means = self.radius * torch.stack([torch.cos(angle), torch.sin(angle)], dim=1)
+        means = self._centres()
         classes = torch.arange(self.modes) if self.labelled else None
         return GaussianMixture(torch.ones(self.modes), means, torch.full_like(means, self.std), classes)
+
+    def _centres(self) -> Tensor:
+        angle = 2 * math.pi * torch.arange(self.modes, dtype=torch.float64) / self.modes
+        return self.radius * torch.stack([torch.cos(angle), torch.sin(angle)], dim=1)
 
 
 class KnownLaw(PointData):

@@ -85,14 +85,11 @@ class SecondOrder(OdeSampler):
         r = (second.at.log_snr - here.at.log_snr) / (to.log_snr - here.at.log_snr)
         return reached + self.correction(here, second, to) / (2 * r)
 
-    @abstractmethod
     def correction(self, here: Point, second: Point, to: Level) -> Tensor:
-        """Return the correction of a step whose second point is its end, shape ``(B, ...)``."""
-
-
-def _noise_change(here: Point, second: Point, to: Level) -> Tensor:
-    """Correct by the change of the noise prediction (sCM, Eq. 27)."""
-    return to.alpha * (to.ratio - here.at.ratio) * (second.noise - here.noise)
+        """Return the correction of a step whose second point is its end, shape ``(B, ...)``: by the change of the noise
+        prediction (sCM, Eq. 27), unless the method says otherwise.
+        """
+        return to.alpha * (to.ratio - here.at.ratio) * (second.noise - here.noise)
 
 
 def _data_change(here: Point, second: Point, to: Level) -> Tensor:
@@ -113,10 +110,6 @@ class Heun(SecondOrder, name="heun"):
     def second(self, here: Point, to: Level, ask: Ask, before: Point | None, process: Process) -> Point:
         """Return the end of the step."""
         return ask(here.ddim(to), to)
-
-    def correction(self, here: Point, second: Point, to: Level) -> Tensor:
-        """Correct by the change of the noise prediction."""
-        return _noise_change(here, second, to)
 
 
 class SingleStep(SecondOrder):
@@ -141,10 +134,6 @@ class DPMSolver2(SingleStep, name="dpm-solver-2"):
 
     formula = "x_s = x_s^DDIM + alpha_s (rho_s - rho_t)/(2 r) · (eps(x_s', s') - eps(x_t, t)),  rho = sigma/alpha"
     reference = "Lu et al. 2022 (DPM-Solver), arXiv:2206.00927, Algorithm 1; Lu & Song 2024 (sCM), Eq. 27"
-
-    def correction(self, here: Point, second: Point, to: Level) -> Tensor:
-        """Correct by the change of the noise prediction."""
-        return _noise_change(here, second, to)
 
 
 class DPMSolverPP2(SingleStep, name="dpm-solver++-2"):
@@ -171,10 +160,6 @@ class DPMSolver2M(MultiStep, name="dpm-solver-2m"):
 
     formula = "x_s = x_s^DDIM + alpha_s (rho_s - rho_t)/(2 r) · (eps(x_s', s') - eps(x_t, t)),  s' > t the time before"
     reference = "Lu et al. 2022 (DPM-Solver), arXiv:2206.00927; Lu & Song 2024 (sCM), Eq. 27 with s' > s"
-
-    def correction(self, here: Point, second: Point, to: Level) -> Tensor:
-        """Correct by the change of the noise prediction."""
-        return _noise_change(here, second, to)
 
 
 class DPMSolverPP2M(MultiStep, name="dpm-solver++-2m"):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from scmreg.component import Component
+from scmreg.coordinates import LAST
 from scmreg.hookspecs import hookimpl
 from scmreg.process import Coefficients, Process
 
@@ -22,8 +23,8 @@ class TrigFlow(Process, name="trigflow"):
     formula = "alpha = cos t,  sigma = sigma_data sin t,  0 <= t < pi/2"
     reference = "Lu & Song 2024 (sCM), arXiv:2410.11081, Sec. 3 and Eq. 23"
 
-    # The largest float32 below pi/2: pi/2 itself rounds up in float32, where the cosine is negative.
-    t_max = 1.5707962512969971
+    # Not pi/2, which rounds up in float32 to where the cosine is negative.
+    t_max = LAST
 
     def coefficients(self, t: Tensor) -> Coefficients:
         """Return ``cos t``, ``sigma_data sin t`` and their derivatives."""

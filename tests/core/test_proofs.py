@@ -224,6 +224,17 @@ def test_the_worst_case_is_described_in_words() -> None:
     assert prove(dataclasses.replace(proof, check=lambda case: 0.0)).holds
 
 
+def test_what_a_component_raises_refutes_the_proof_and_says_where() -> None:
+    def check(case: Case) -> float:
+        raise KeyError("lost")
+
+    outcome = prove(Proof("planted", "Nothing is ever lost on the way", "none", 1e-3, check, 5, False))
+    assert not outcome.holds
+    assert outcome.counterexample is not None
+    assert "KeyError: 'lost'" in outcome.counterexample
+    assert "test_proofs.py:" in outcome.counterexample
+
+
 def test_the_same_seed_tries_the_same_cases() -> None:
     first, second = (prove(PROOFS["round-trip"], cases=20, seed=7) for _ in range(2))
     assert first.worst == second.worst
