@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ class Operation(NamedTuple):
     """``(q, k, v, options) -> O``, differentiable in reverse mode with respect to q, k and v."""
     forward_jvp: Callable[..., tuple[Tensor, Tensor]]
     """``(q, k, v, tq, tk, tv, options) -> (O, tO)``: ``O`` as above, ``tO`` without gradient, given one tangent at
-    least."""
+    least. Derivatives that are not defined raise."""
     refuses: Callable[[Tensor, Tensor, Tensor], str | None] = takes_all
     """Says why such tensors cannot be taken; ``None`` if they can."""
 
@@ -75,8 +75,8 @@ def attend(
 ) -> Tensor:
     """Return ``softmax(scale Q Kᵀ) V``, with a tangent where the inputs have one.
 
-    Works under ``torch.func.jvp`` and ``torch.autograd.forward_ad``. The gradient flows through the value; the
-    tangent is without gradient.
+    Works under ``torch.func.jvp``, ``vmap`` and ``grad`` in any order, ``torch.autograd.forward_ad``, checkpointing and
+    ``torch.compile``. The gradient flows through the value; the tangent is without gradient.
 
     Args:
         q: queries, ``(B, H, L, D)``.
@@ -88,9 +88,13 @@ def attend(
         backend: name of an attention component, or ``auto``.
 
     Raises:
-        ValueError: if shapes, types or devices do not fit together.
+        ValueError: if shapes, types or devices do not fit together, or a key length is not between 0 and ``S`` (looked
+            at on the CPU only; elsewhere it is cut).
         UnavailableError: if the backend cannot take the input; the message names one that can.
     """
+    if not torch.compiler.is_compiling() and _is_mapped(q, k, v, key_lengths):
+        out: Tensor = _Mapped.apply(q, k, v, key_lengths, scale, causal, backend)  # type: ignore[no-untyped-call]
+        return out
     options = _options(q, k, v, scale, causal, key_lengths)
     operation = _operation(backend, q, k, v)
     if not is_dual(q, k, v):
@@ -99,7 +103,7 @@ def attend(
     if tq is None and tk is None and tv is None:
         return operation.forward(pq, pk, pv, options)
     out, tangent = operation.forward_jvp(pq, pk, pv, tq, tk, tv, options)
-    dual: Tensor = fwad.make_dual(out, tangent.detach())
+    dual: Tensor = fwad.make_dual(out, stopped(tangent))
     return dual
 
 
@@ -126,26 +130,21 @@ def attend_jvp(
         out = operation.forward(q, k, v, options)
         return out, torch.zeros_like(out)
     out, tangent = operation.forward_jvp(q, k, v, tq, tk, tv, options)
-    return out, tangent.detach()
+    return out, stopped(tangent)
 
 
 def choose(q: Tensor, k: Tensor, v: Tensor) -> tuple[str, str]:
     """Return the backend that ``auto`` takes for such tensors, and why."""
-    aside = ""
-    if q.is_cuda:
-        reason = _obstacle("triton", q, k, v)
-        if reason is None:
-            return "triton", "on a GPU: one kernel for the value and its tangent"
-        aside = f"; not triton: {reason}"
-    if k.shape[-2] >= CHUNKED_FROM:
-        return "chunked", f"{k.shape[-2]} keys: memory linear in the length{aside}"
-    return "math", f"{k.shape[-2]} keys, fewer than {CHUNKED_FROM}: the whole matrix at once is quickest{aside}"
+    if not q.is_cuda:
+        return "chunked", f"on the {q.device.type}: memory linear in the length, blocks that fit the cache"
+    reason = _obstacle("triton", q, k, v)
+    if reason is None:
+        return "triton", "on a GPU: one kernel for the value and its tangent"
+    return "chunked", f"memory linear in the length; not triton: {reason}"
 
 
-AUTO = ("math", "chunked", "triton")
+AUTO = ("chunked", "triton")
 """Backends that ``auto`` chooses from."""
-CHUNKED_FROM = 512
-"""Number of keys from which ``auto`` takes the backend with linear memory."""
 
 
 def prepare(backend: str) -> None:
@@ -178,6 +177,64 @@ def _find(name: str) -> str | None:
 
 def _obstacle(name: str, q: Tensor, k: Tensor, v: Tensor) -> str | None:
     return _find(name) or _operations[name].refuses(q, k, v)
+
+
+def stopped(tangent: Tensor) -> Tensor:
+    """Return the tangent without a graph; `detach` would take away its own tangent too, where modes are nested."""
+    if not tangent.requires_grad:
+        return tangent
+    with torch.no_grad():
+        return tangent.clone()
+
+
+class _Mapped(torch.autograd.Function):
+    """`attend` under ``func.vmap``: the mapped dimension joins the batch, a level further out.
+
+    Further out may be ``func.jvp``: the tangents of a mapped tensor can be seen there alone.
+    """
+
+    @staticmethod
+    def forward(*inputs: Any) -> NoReturn:
+        raise AssertionError("called with mapped tensors alone, which never come here")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
+        def outer(q: Tensor, k: Tensor, v: Tensor, key_lengths: Tensor | None, *others: Any) -> tuple[Tensor]:
+            scale, causal, backend = others
+            return (attend(q, k, v, scale=scale, causal=causal, key_lengths=key_lengths, backend=backend),)
+
+        (out,), _ = over_batches(outer, info.batch_size, in_dims, inputs)
+        return out, 0
+
+
+def over_batches(
+    function: Callable[..., Any], size: int, in_dims: tuple[int | None, ...], inputs: tuple[Any, ...]
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """Call a function whose tensors all begin with the batch; a mapped dimension of ``size`` joins the batch."""
+
+    def join(x: Any, dim: int | None) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        return (x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
+
+    results = function(*map(join, inputs, in_dims))
+    # What was not asked for is empty and has no batch.
+    parted = tuple(x.unflatten(0, (size, -1)) if x.ndim > 1 else x.expand(size, 0) for x in results)
+    return parted, (0,) * len(parted)
+
+
+def _is_mapped(*tensors: Tensor | None) -> bool:
+    """Whether the innermost level is that of ``func.vmap``, and one of the tensors is mapped there."""
+    stack = torch._C._functorch.peek_interpreter_stack()
+    if stack is None or stack.key() != torch._C._functorch.TransformType.Vmap:
+        return False
+    functorch = torch._C._functorch
+    given = (x for x in tensors if x is not None)
+    return any(functorch.is_batchedtensor(x) and functorch.maybe_get_level(x) == stack.level() for x in given)
 
 
 def is_dual(*tensors: Tensor) -> bool:
@@ -238,9 +295,30 @@ def _options(
         raise ValueError(f"{q.shape[1]} query heads cannot share {k.shape[1]} key heads: {shapes()}")
     if not (q.dtype == k.dtype == v.dtype and q.device == k.device == v.device):
         raise ValueError(f"dtypes and devices differ: {[(str(x.dtype), str(x.device)) for x in (q, k, v)]}")
-    if key_lengths is not None and key_lengths.shape != (q.shape[0],):
-        raise ValueError(f"key_lengths has shape {tuple(key_lengths.shape)}, expected ({q.shape[0]},)")
+    if key_lengths is not None:
+        _check_lengths(key_lengths, q, k)
     return AttentionOptions(q.shape[3] ** -0.5 if scale is None else scale, causal, key_lengths)
+
+
+def _check_lengths(key_lengths: Tensor, q: Tensor, k: Tensor) -> None:
+    if key_lengths.shape != (q.shape[0],):
+        raise ValueError(f"key_lengths has shape {tuple(key_lengths.shape)}, expected ({q.shape[0]},)")
+    if key_lengths.is_floating_point() or key_lengths.dtype == torch.bool or key_lengths.device != q.device:
+        raise ValueError(
+            f"key_lengths is {key_lengths.dtype} on {key_lengths.device}, expected whole numbers on {q.device}"
+        )
+    # A look at the values would make a GPU wait, and cannot be had of what is mapped or compiled: there, a length is
+    # cut to the number of keys.
+    if torch.compiler.is_compiling() or key_lengths.device.type != "cpu" or type(key_lengths) is not Tensor:
+        return
+    if torch._C._functorch.is_functorch_wrapped_tensor(key_lengths):
+        return
+    wrong = ((key_lengths < 0) | (key_lengths > k.shape[2])).nonzero().flatten()
+    if len(wrong):
+        entry = int(wrong[0])
+        raise ValueError(
+            f"key_lengths[{entry}] is {int(key_lengths[entry])}; there are {k.shape[2]} keys: give 0 to {k.shape[2]}"
+        )
 
 
 def visible(options: AttentionOptions, rows: int, keys: Tensor, total: int) -> Tensor | None:

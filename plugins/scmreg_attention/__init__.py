@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-
 from scmreg.attention import Attention, Operation
 from scmreg.component import Component
+from scmreg.composable import composable
 from scmreg.hookspecs import hookimpl
-from scmreg.types import Count
 from scmreg_attention import chunked, explicit, fused
 
 __all__ = ["Chunked", "Math", "Triton"]
@@ -25,33 +23,25 @@ class Math(Attention, name="math"):
 
 
 class Chunked(Attention, name="chunked"):
-    """Run over the keys in chunks with an online softmax: memory linear in the length, on any device."""
+    """Make, use and forget the attention matrix in blocks of queries: memory linear in the length, on any device."""
 
-    formula = (
-        "running maximum m; running sums of e^{S-m}, e^{S-m} V, e^{S-m} (tS V + tV), e^{S-m} tS over chunks of keys"
-    )
-    reference = "Lu & Song 2024 (sCM), arXiv:2410.11081, App. F; Dao et al. 2022, arXiv:2205.14135"
-
-    chunk: Count = 256
-    """Number of keys at a time."""
+    formula = "as math, for a block of rows of P at a time; tP = P∘(tS - rowsum(P∘tS)) is one fused step"
+    reference = "Lu & Song 2024 (sCM), arXiv:2410.11081, App. F; Rabe & Staats 2021, arXiv:2112.05682"
 
     def build(self) -> Operation:
-        """Return the functions of :mod:`scmreg_attention.chunked`, with the chunk of keys given."""
-        return Operation(
-            functools.partial(chunked.forward, chunk=self.chunk),
-            functools.partial(chunked.forward_jvp, chunk=self.chunk),
-        )
+        """Return what composes of :mod:`scmreg_attention.chunked`."""
+        return composable(chunked.KERNEL)
 
 
 class Triton(Attention, name="triton"):
     """Run one kernel over the keys for the value and its tangent: on a GPU, with linear memory.
 
     In float32, bfloat16 and float16, for head dimensions up to 256. The gradient of the value comes from torch's flash
-    attention where that serves, else from plain torch in chunks of keys. The kernel runs on the CPU, slowly, where the
+    attention where that serves, else from plain torch in blocks. The kernel runs on the CPU, slowly, where the
     environment variable ``TRITON_INTERPRET`` is 1.
     """
 
-    formula = "as chunked, with tS - c for tS; c = scale (tQ·mean K + Q·mean tK), which all keys share, cancels"
+    formula = "as math, in one pass over blocks of keys, with tS - c for tS; c = scale (tQ·mean K + Q·mean tK), which all keys share, cancels"
     reference = "Lu & Song 2024 (sCM), arXiv:2410.11081, App. F; Dao 2023, arXiv:2307.08691"
 
     @classmethod
@@ -60,8 +50,8 @@ class Triton(Attention, name="triton"):
         return fused.unavailable()
 
     def build(self) -> Operation:
-        """Return the functions of :mod:`scmreg_attention.fused`."""
-        return Operation(fused.forward, fused.forward_jvp, fused.refuses)
+        """Return what composes of :mod:`scmreg_attention.fused`."""
+        return composable(fused.KERNEL, fused.refuses)
 
 
 @hookimpl

@@ -12,7 +12,7 @@ __all__ = ["forward", "forward_jvp"]
 
 def forward(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> Tensor:
     """Return ``O = softmax(scale Q Kᵀ) V``."""
-    k, v = share_heads(q, k), share_heads(q, v)
+    k, v = (share_heads(q, seen(x, options)) for x in (k, v))
     return _probabilities(q, k, options) @ v
 
 
@@ -25,19 +25,27 @@ def forward_jvp(
     tv: Tensor | None,
     options: AttentionOptions,
 ) -> tuple[Tensor, Tensor]:
-    """Return ``(O, tO)``, ``tO`` without a graph."""
-    k, v = share_heads(q, k), share_heads(q, v)
+    """Return ``(O, tO)``, ``tO`` without a graph. Both can be differentiated in forward mode again."""
+    k, v = (share_heads(q, seen(x, options)) for x in (k, v))
     p = _probabilities(q, k, options)
     out = p @ v
     with torch.no_grad():
-        p, o = p.detach(), out.detach()
-        tangent = torch.zeros_like(o)
+        tk, tv = (None if tx is None else share_heads(q, seen(tx, options)) for tx in (tk, tv))
+        tangent = torch.zeros_like(out)
         if tq is not None or tk is not None:
-            p_ts = p * logit_tangent(q, k, tq, None if tk is None else share_heads(q, tk), options.scale)
-            tangent = p_ts @ v - p_ts.sum(-1, keepdim=True) * o
+            p_ts = p * _logit_tangent(q, k, tq, tk, options.scale)
+            tangent = p_ts @ v - p_ts.sum(-1, keepdim=True) * out
         if tv is not None:
-            tangent = tangent + p @ share_heads(q, tv)
+            tangent = tangent + p @ tv
     return out, tangent
+
+
+def seen(x: Tensor, options: AttentionOptions) -> Tensor:
+    """Put zeros where ``x (B, Hk, S, D)`` belongs to a key that is never seen: ``0 · NaN`` is not 0."""
+    if options.key_lengths is None:
+        return x
+    inside = torch.arange(x.shape[2], device=x.device) < options.key_lengths[:, None]
+    return x.masked_fill(~inside[:, None, :, None], 0.0)
 
 
 def share_heads(q: Tensor, k: Tensor) -> Tensor:
@@ -46,7 +54,7 @@ def share_heads(q: Tensor, k: Tensor) -> Tensor:
     return k if groups == 1 else k.repeat_interleave(groups, dim=1)
 
 
-def logit_tangent(q: Tensor, k: Tensor, tq: Tensor | None, tk: Tensor | None, scale: float) -> Tensor:
+def _logit_tangent(q: Tensor, k: Tensor, tq: Tensor | None, tk: Tensor | None, scale: float) -> Tensor:
     """Return ``scale (tQ Kᵀ + Q tKᵀ)``; at least one tangent is given."""
     if tq is None:
         assert tk is not None

@@ -22,7 +22,8 @@ import pytest
 import torch
 
 import scmreg
-from scmreg.attention import Operation, attend, choose
+from scmreg.attention import AttentionOptions, attend, choose
+from scmreg.composable import composable
 from scmreg.errors import UnavailableError
 from scmreg_attention import fused, launch
 
@@ -288,15 +289,16 @@ class OnGpu:
     """Stands for a tensor on a GPU."""
 
     is_cuda, dtype, shape = True, torch.float32, (1, 1, 600, 16)
+    device = torch.device("cuda")
 
 
 def test_auto_takes_it_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     x: Any = OnGpu()
-    operation = Operation(fused.forward, fused.forward_jvp, lambda q, k, v: None)
+    operation = composable(fused.KERNEL)
     monkeypatch.setitem(scmreg.attention._operations, "triton", operation)
     assert choose(x, x, x)[0] == "triton"
     monkeypatch.setitem(scmreg.attention._operations, "triton", operation._replace(refuses=lambda q, k, v: "no"))
-    assert choose(x, x, x) == ("chunked", "600 keys: memory linear in the length; not triton: no")
+    assert choose(x, x, x) == ("chunked", "memory linear in the length; not triton: no")
 
 
 def test_torch_backward_takes_our_arguments_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +309,8 @@ def test_torch_backward_takes_our_arguments_on_a_gpu(monkeypatch: pytest.MonkeyP
     with FakeTensorMode():
         q = torch.empty(2, 4, 33, 64, device="cuda", dtype=torch.bfloat16)
         k = torch.empty(2, 2, 50, 64, device="cuda", dtype=torch.bfloat16)
-        assert fused._flash_serves(q)
-        dq, dk, dv = fused._flash_gradients(q, q, k, k, q, torch.empty(2, 4, 33, device="cuda"), 0.1, False)
+        options = AttentionOptions(0.1)
+        assert fused._flash_serves(q, k, options)
+        dq, dk, dv = fused.gradients(q, q, k, k, q, torch.empty(2, 4, 33, device="cuda"), options)
     assert dq.shape == q.shape
     assert dk.shape == dv.shape == k.shape

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad as fwad
 from torch.utils.checkpoint import checkpoint
 
 import scmreg
-from scmreg import attend, attend_jvp
+from scmreg import attend, attend_jvp, composable
 from scmreg.attention import AUTO, choose, operation_of, prepare
 from scmreg.errors import UnavailableError
 
@@ -274,19 +274,20 @@ def check_operators() -> None:
     """What is promised of the operators to the compiler is true: strides, aliases, gradients."""
     from scmreg_attention import fused
 
+    attention, attention_backward = composable._operators(fused.KERNEL)
     q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in tensors()[0])
     leaves = [x.requires_grad_() for x in (q, k, v)]
     for tangents, lengths in (((q.detach(), None, v.detach()), None), ((None,) * 3, torch.tensor([3, 70]))):
-        torch.library.opcheck(fused.attention, (*leaves, *tangents, lengths, 0.3, False))
-    out, _, lse = fused.attention(*leaves, None, None, None, None, 0.3, False)
+        torch.library.opcheck(attention, (*leaves, *tangents, lengths, 0.3, False))
+    out, _, lse = attention(*leaves, None, None, None, None, 0.3, False)
     arguments = [x.detach() for x in (out, *leaves, out, lse)]
     tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(fused.attention_backward, (*arguments, None, 0.3, False), test_utils=tests)
+    torch.library.opcheck(attention_backward, (*arguments, None, 0.3, False), test_utils=tests)
 
 
 def check_second_derivatives_are_refused() -> None:
     p, t = tensors()
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(UnavailableError, match="no second derivative in forward mode"):
         func.jvp(lambda x: func.jvp(lambda y: ours(y, *p[1:]), (x,), (t[0],))[1], (p[0],), (t[0],))
     leaf = p[0].clone().requires_grad_()
     (gradient,) = torch.autograd.grad(ours(leaf, *p[1:]).square().sum(), leaf, create_graph=True)
@@ -299,7 +300,8 @@ def check_lse() -> None:
     from scmreg_attention import fused
 
     (q, k, v), _ = tensors(kv=4)
-    _, _, lse = fused.attention(q, k, v, None, None, None, torch.tensor([0, 50]), 0.3, False)
+    attention, _ = composable._operators(fused.KERNEL)
+    _, _, lse = attention(q, k, v, None, None, None, torch.tensor([0, 50]), 0.3, False)
     assert not lse[0].any()
     torch.testing.assert_close(lse[1], torch.logsumexp(0.3 * q[1] @ k[1, :, :50].mT, -1), rtol=1e-5, atol=1e-5)
 
@@ -325,7 +327,7 @@ def check_it_is_there_but_not_chosen_on_the_cpu() -> None:
     assert "triton" in AUTO
     prepare("auto")
     p, _ = tensors()
-    assert choose(*p)[0] == "math"
+    assert choose(*p)[0] == "chunked"
     assert operation_of("triton").refuses(*p) is None
 
 

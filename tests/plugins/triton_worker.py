@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scmreg.attention import AttentionOptions, visible
+from scmreg.attention import AttentionOptions, operation_of, visible
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 libc = ctypes.CDLL(None, use_errno=True)
@@ -159,8 +159,10 @@ NAMES = ("q", "k", "v", "tq", "tk", "tv")
 
 def accuracy(cases: list[dict[str, Any]]) -> Iterator[tuple[float, float]]:
     """Yield the relative errors of value and tangent of each case, and check that no input was copied."""
-    from scmreg_attention import fused, launch
+    from scmreg.composable import Kernel
+    from scmreg_attention import launch
 
+    operation = operation_of("triton")
     if any(case["dtype"] == "bfloat16" for case in cases):
         teach_bfloat16()
     seen: dict[str, Any] = {}
@@ -172,14 +174,14 @@ def accuracy(cases: list[dict[str, Any]]) -> Iterator[tuple[float, float]]:
 
     launch.arguments = recording
     front = [False]
-    fused._results = fence_results(fused._results, front)
+    Kernel.results = fence_results(Kernel.results, front)  # type: ignore[method-assign]
     for case in cases:
         front[0] = case.get("front", False)
         primals, tangents, options = draw(case)
         if any(tx is not None for tx in tangents):
-            out, tangent = fused.forward_jvp(*primals, *tangents, options)
+            out, tangent = operation.forward_jvp(*primals, *tangents, options)
         else:
-            out, tangent = fused.forward(*primals, options), None
+            out, tangent = operation.forward(*primals, options), None
         for name, x in zip(NAMES, (*primals, *tangents), strict=True):
             assert (x is None) == (seen[name] is None)
             assert x is None or options.scale < 0 or x.data_ptr() == seen[name].data_ptr(), f"{name} was copied"
