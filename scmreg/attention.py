@@ -7,6 +7,8 @@ function of six tensors and never meets an AD level. A tangent that is absent st
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from torch import Tensor
 from torch.autograd import forward_ad as fwad
 
 from scmreg.component import Component
-from scmreg.errors import UnavailableError, UnknownComponentError
+from scmreg.errors import UnavailableError, UnknownComponentError, WrongResultError
 
 __all__ = ["Attention", "AttentionOptions", "Operation", "attend", "attend_jvp", "choose"]
 
@@ -97,14 +99,14 @@ def attend(
         return out
     options = _options(q, k, v, scale, causal, key_lengths)
     operation = _operation(backend, q, k, v)
-    if not is_dual(q, k, v):
-        return operation.forward(q, k, v, options)
-    (pq, tq), (pk, tk), (pv, tv) = (fwad.unpack_dual(x) for x in (q, k, v))
-    if tq is None and tk is None and tv is None:
-        return operation.forward(pq, pk, pv, options)
-    out, tangent = operation.forward_jvp(pq, pk, pv, tq, tk, tv, options)
-    dual: Tensor = fwad.make_dual(out, stopped(tangent))
-    return dual
+    # Autocast, which would round what a backend accumulates, does not reach into it.
+    with _without_autocast(q):
+        if not is_dual(q, k, v):
+            return operation.forward(q, k, v, options)
+        (pq, tq), (pk, tk), (pv, tv) = (fwad.unpack_dual(x) for x in (q, k, v))
+        out, tangent = operation.forward_jvp(pq, pk, pv, tq, tk, tv, options)
+        dual: Tensor = fwad.make_dual(out, stopped(tangent))
+        return dual
 
 
 def attend_jvp(
@@ -122,15 +124,17 @@ def attend_jvp(
 ) -> tuple[Tensor, Tensor]:
     """Return ``(O, tO)`` for explicit tangents; ``None`` is a tangent of zero. Otherwise as `attend`."""
     for name, x, tx in (("tq", q, tq), ("tk", k, tk), ("tv", v, tv)):
-        if tx is not None and tx.shape != x.shape:
-            raise ValueError(f"{name} has shape {tuple(tx.shape)}, its primal {tuple(x.shape)}")
+        if tx is not None and (tx.shape != x.shape or tx.dtype != x.dtype or tx.device != x.device):
+            given, wanted = (f"{tuple(y.shape)} {y.dtype} on {y.device}" for y in (tx, x))
+            raise ValueError(f"{name} is {given}, its primal {wanted}: they must agree")
     options = _options(q, k, v, scale, causal, key_lengths)
     operation = _operation(backend, q, k, v)
-    if tq is None and tk is None and tv is None:
-        out = operation.forward(q, k, v, options)
-        return out, torch.zeros_like(out)
-    out, tangent = operation.forward_jvp(q, k, v, tq, tk, tv, options)
-    return out, stopped(tangent)
+    with _without_autocast(q):
+        if tq is None and tk is None and tv is None:
+            out = operation.forward(q, k, v, options)
+            return out, torch.zeros_like(out)
+        out, tangent = operation.forward_jvp(q, k, v, tq, tk, tv, options)
+        return out, stopped(tangent)
 
 
 def choose(q: Tensor, k: Tensor, v: Tensor) -> tuple[str, str]:
@@ -170,6 +174,9 @@ def _find(name: str) -> str | None:
     if name not in _obstacles:
         try:
             operation_of(name)
+        except WrongResultError as error:
+            warnings.warn(f"{error}\n  auto takes another", RuntimeWarning, stacklevel=2)
+            _obstacles[name] = str(error)
         except (UnavailableError, UnknownComponentError) as error:
             _obstacles[name] = str(error)
     return _obstacles.get(name)
@@ -177,6 +184,12 @@ def _find(name: str) -> str | None:
 
 def _obstacle(name: str, q: Tensor, k: Tensor, v: Tensor) -> str | None:
     return _find(name) or _operations[name].refuses(q, k, v)
+
+
+def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    device = x.device.type
+    available = torch.amp.is_autocast_available(device)
+    return torch.autocast(device, enabled=False) if available else contextlib.nullcontext()
 
 
 def stopped(tangent: Tensor) -> Tensor:
@@ -244,11 +257,12 @@ def is_dual(*tensors: Tensor) -> bool:
 
 
 def operation_of(name: str) -> Operation:
-    """Return the operation of a backend, which stays the same from then on.
+    """Return the operation of a backend, which stays the same from then on; see :mod:`scmreg.selftest`.
 
     Raises:
         UnknownComponentError: if there is none.
         UnavailableError: if it cannot run on this machine.
+        WrongResultError: if it runs, and its results are wrong.
     """
     if name not in _operations:
         from scmreg.registry import registry
@@ -257,7 +271,20 @@ def operation_of(name: str) -> Operation:
         if reason := made.unavailable():
             raise UnavailableError(f"attention '{name}' cannot run here: {reason}", "backend='auto' takes one that can")
         _operations[name] = made.build()
+        if name != "math":
+            _examine(name, type(made))
     return _operations[name]
+
+
+def _examine(name: str, component: type[Attention]) -> None:
+    from scmreg.selftest import examination
+
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    if failure := examination(name, component, device).failure:
+        del _operations[name]
+        raise WrongResultError(
+            f"attention '{name}' is wrong on {device}, against math: {failure}", "backend='math' is slow and right"
+        )
 
 
 _operations: dict[str, Operation] = {}

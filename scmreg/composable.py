@@ -2,8 +2,8 @@
 
 A kernel is two plain functions that fill plain tensors; whoever writes one need not know of any of these. Two wrappings
 do it, because none alone does. Eagerly the kernel runs in an `autograd.Function`: a bare operator would fail under
-``func.grad`` of ``func.jvp``. Compiled code calls an operator of ``torch.library`` with the same rules: a Function would
-lose the gradient there. Neither has a tangent: `scmreg.attention.attend` unpacks dual numbers before either is called.
+``func.grad`` of ``func.jvp``. Compiled code calls an operator of ``torch.library`` with the same rules: there, a
+Function would lose the gradient. Neither has a tangent: `scmreg.attention.attend` unpacks dual numbers before.
 """
 
 from __future__ import annotations

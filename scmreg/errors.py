@@ -21,6 +21,7 @@ __all__ = [
     "ScmError",
     "UnavailableError",
     "UnknownComponentError",
+    "WrongResultError",
     "did_you_mean",
 ]
 
@@ -86,6 +87,10 @@ class PluginError(ScmError):
 
 class UnavailableError(ScmError, RuntimeError):
     """A component that cannot run on this machine."""
+
+
+class WrongResultError(UnavailableError):
+    """A component that runs on this machine, and computes what is wrong."""
 
 
 class DivergenceError(ScmError, ArithmeticError):

@@ -10,14 +10,14 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import typer
+
+from scmreg import cache
 
 __all__ = ["benchmarks", "catalogue", "components", "kinds", "names", "recipes", "runs", "settings"]
 
@@ -33,13 +33,7 @@ def catalogue() -> dict[str, Any]:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         found = _make()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}.{os.getpid()}")
-            temporary.write_text(json.dumps(found), encoding="utf-8")
-            temporary.replace(path)
-        except OSError:  # a home that cannot be written to: complete without a cache
-            return found
+        cache.write(path, json.dumps(found))
     return found
 
 
@@ -121,9 +115,6 @@ def _matching(found: Iterable[tuple[str, str]], incomplete: str) -> Suggestions:
 
 def _cache_path() -> Path:
     """Return where the catalogue of this installation is kept."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    if not os.access(root if root.exists() else Path.home(), os.W_OK):
-        root = Path(tempfile.gettempdir())
     entries = []
     for entry in importlib.metadata.entry_points(group="scmreg"):
         version = entry.dist.version if entry.dist else ""
@@ -134,7 +125,7 @@ def _cache_path() -> Path:
             changed = 0
         entries.append((entry.name, entry.value, version, changed))
     digest = hashlib.sha256(repr(sorted(entries)).encode()).hexdigest()[:16]
-    return root / "scmreg" / f"catalogue-{digest}.json"
+    return cache.folder() / f"catalogue-{digest}.json"
 
 
 def _make() -> dict[str, Any]:

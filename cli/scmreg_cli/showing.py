@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from scmreg import matrix, registry
-from scmreg.errors import OptionError
+from scmreg.errors import OptionError, WrongResultError
 from scmreg.options import Option, options_of, schema
 
 __all__ = ["doctor", "list_components", "list_plugins", "show_component", "show_matrix"]
@@ -270,7 +270,8 @@ def doctor(*, as_json: bool) -> None:
     made.add_row("python", f"{report['python']}, {report['platform']}, {report['cpus']} CPUs")
     made.add_row("devices", ", ".join(devices))
     made.add_row("packages", ", ".join(f"{name} {version or '[red]missing[/]'}" for name, version in versions.items()))
-    made.add_row("attention", f"auto takes: {report['attention']}")
+    for name, state in report["attention"].items():
+        made.add_row(f"attention/{name}", escape(state))
     made.add_row("components", ", ".join(f"{count} {kind}" for kind, count in report["components"].items()))
     for path, reason in cannot.items():
         made.add_row("[yellow]cannot run here[/]", f"{path}: {escape(reason)}")
@@ -284,17 +285,30 @@ def doctor(*, as_json: bool) -> None:
     out.print(made)
 
 
-def _attention() -> str:
+def _attention() -> dict[str, str]:
+    """Say which backend ``auto`` takes and why, and what each was found to compute on this machine."""
     import torch
 
-    from scmreg.attention import choose
+    from scmreg.attention import Attention, choose, operation_of
+    from scmreg.selftest import examination
 
-    choices = []
-    for length in (64, 4096):
-        q = torch.empty(1, 1, length, 64, device="cuda" if torch.cuda.is_available() else "meta")
-        name, reason = choose(q, q, q)
-        choices.append(f"{name} ({reason})")
-    return "; ".join(choices)
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    q = torch.empty(1, 1, 4096, 64, device=device)
+    name, reason = choose(q, q, q)
+    states = {"auto": f"{name}: {reason}"}
+    backends: registry.Registry[Attention] = registry.registry("attention")
+    for backend, component in backends.items():
+        if backend == "math" or component.unavailable():
+            continue
+        try:
+            operation_of(backend)
+        except WrongResultError as error:
+            states[backend] = error.what
+            continue
+        errors = examination(backend, component, device).errors
+        listed = ", ".join(f"{name} {error:.0e}" for name, error in errors.items())
+        states[backend] = f"tried on {device}, relative errors against math: {listed}"
+    return states
 
 
 def _version(package: str) -> str | None:

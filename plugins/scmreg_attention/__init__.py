@@ -23,7 +23,10 @@ class Math(Attention, name="math"):
 
 
 class Chunked(Attention, name="chunked"):
-    """Make, use and forget the attention matrix in blocks of queries: memory linear in the length, on any device."""
+    """Make, use and forget the attention matrix in blocks of queries: memory linear in the length, on any device.
+
+    ``auto`` takes it wherever it does not take `triton`. The gradient makes the blocks once more.
+    """
 
     formula = "as math, for a block of rows of P at a time; tP = P∘(tS - rowsum(P∘tS)) is one fused step"
     reference = "Lu & Song 2024 (sCM), arXiv:2410.11081, App. F; Rabe & Staats 2021, arXiv:2112.05682"
@@ -36,12 +39,15 @@ class Chunked(Attention, name="chunked"):
 class Triton(Attention, name="triton"):
     """Run one kernel over the keys for the value and its tangent: on a GPU, with linear memory.
 
-    In float32, bfloat16 and float16, for head dimensions up to 256. The gradient of the value comes from torch's flash
+    ``auto`` takes it for all that it can do: in float32, bfloat16 and float16, for head dimensions up to 256. The gradient of the value comes from torch's flash
     attention where that serves, else from plain torch in blocks. The kernel runs on the CPU, slowly, where the
     environment variable ``TRITON_INTERPRET`` is 1.
     """
 
-    formula = "as math, in one pass over blocks of keys, with tS - c for tS; c = scale (tQ·mean K + Q·mean tK), which all keys share, cancels"
+    formula = (
+        "as math, in one pass over blocks of keys, with tS - c for tS;"
+        " c = scale (tQ·mean K + Q·mean tK), which all keys share, cancels"
+    )
     reference = "Lu & Song 2024 (sCM), arXiv:2410.11081, App. F; Dao 2023, arXiv:2307.08691"
 
     @classmethod
