@@ -39,9 +39,9 @@ class Chunked(Attention, name="chunked"):
 class Triton(Attention, name="triton"):
     """Run one kernel over the keys for the value and its tangent: on a GPU, with linear memory.
 
-    ``auto`` takes it for all that it can do: in float32, bfloat16 and float16, for head dimensions up to 256. The gradient of the value comes from torch's flash
-    attention where that serves, else from plain torch in blocks. The kernel runs on the CPU, slowly, where the
-    environment variable ``TRITON_INTERPRET`` is 1.
+    ``auto`` takes it for all that it can do: float32, bfloat16 and float16, head dimensions up to 256. The gradient of
+    the value comes from torch's flash attention where that serves, else from plain torch in blocks. The kernel runs on
+    the CPU, slowly, where the environment variable ``TRITON_INTERPRET`` is 1.
     """
 
     formula = (

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from scmreg.attention import attend, prepare
 from scmreg.types import Conditions
-from scmreg_networks.layers import AdaptiveDoubleNorm, ConditionEmbedding, Linear, pixel_norm
+from scmreg_networks.layers import AdaptiveDoubleNorm, ConditionEmbedding, Linear, pixel_norm, with_own_derivative
 from scmreg_networks.timm_layers import Mlp, PatchEmbed
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ class Block(nn.Module):
         self.norm_attention = AdaptiveDoubleNorm(network.width, network.width)
         self.attention = SelfAttention(network.width, network.heads, network.attention)
         self.norm_mlp = AdaptiveDoubleNorm(network.width, network.width)
-        self.mlp = Mlp(network.width, int(network.width * network.mlp_ratio), act_layer=nn.SiLU, drop=network.dropout)
+        hidden = int(network.width * network.mlp_ratio)
+        self.mlp = with_own_derivative(Mlp(network.width, hidden, act_layer=nn.SiLU, drop=network.dropout))
 
     def forward(self, h: Tensor, embedded: Tensor) -> Tensor:
         """Transform tokens of shape ``(B, L, width)``."""
@@ -74,7 +75,8 @@ class DiTNetwork(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, cond: Conditions) -> Tensor:
         """Return the raw output for images of unit variance, shape ``(B, C, H, W)``."""
         embedded = self.condition(c_noise, cond)
-        h = self.enter(x) + self.position
+        # Patches come with channels first in memory, which every product after would be slowed by.
+        h = self.enter(x).contiguous() + self.position
         for block in self.blocks:
             h = block(h, embedded)
         out: Tensor = rearrange(

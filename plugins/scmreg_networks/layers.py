@@ -16,7 +16,7 @@ from torch.autograd import forward_ad as fwad
 from scmreg.attention import is_dual
 from scmreg.types import Conditions
 
-__all__ = ["AdaptiveDoubleNorm", "ConditionEmbedding", "Linear", "TimeEmbedding", "pixel_norm"]
+__all__ = ["AdaptiveDoubleNorm", "ConditionEmbedding", "Linear", "TimeEmbedding", "pixel_norm", "with_own_derivative"]
 
 
 class Linear(nn.Linear):
@@ -33,6 +33,14 @@ class Linear(nn.Linear):
         primal, tangent = fwad.unpack_dual(x)
         dual: Tensor = fwad.make_dual(F.linear(primal, self.weight, self.bias), F.linear(tangent, self.weight))
         return dual
+
+
+def with_own_derivative(module: nn.Module) -> nn.Module:
+    """Make a `Linear` of every linear layer of another library's module, which is returned; weights and names stay."""
+    for layer in module.modules():
+        if type(layer) is nn.Linear:
+            layer.__class__ = Linear
+    return module
 
 
 def pixel_norm(v: Tensor) -> Tensor:

@@ -206,7 +206,7 @@ def test_unknown_backend_and_mismatched_tangent() -> None:
     q, k, v, *_ = tensors(CASES[0])
     with pytest.raises(UnknownComponentError, match="mathe"):
         scmreg.attend(q, k, v, backend="mathe")
-    with pytest.raises(ValueError, match="tq is .* they must agree"):
+    with pytest.raises(ValueError, match=r"tq is .* they must agree"):
         scmreg.attend_jvp(q, k, v, q[:, :, 1:], None, None)
     with pytest.raises(ValueError, match="key_lengths"):
         scmreg.attend(q, k, v, key_lengths=torch.tensor([1]))

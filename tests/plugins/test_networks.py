@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -194,3 +195,32 @@ def test_timm_is_imported_late_and_beside_any_torchvision() -> None:
         "import torchvision\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+def test_dit_wastes_no_product() -> None:
+    """A JVP takes twice the products of a value: each layer's tangent is one product, whoever wrote the layer."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    module = scmreg.networks.create("dit", width=32, depth=2, heads=2).build((1, 8, 8), 0)
+    x, t = torch.randn(2, 3, 1, 8, 8), torch.rand(2, 3)
+
+    def products(function: Callable[[], object]) -> int:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            function()
+        counts = counter.get_flop_counts()["Global"]
+        return sum(counts.get(product, 0) for product in (torch.ops.aten.mm, torch.ops.aten.addmm))
+
+    value = products(lambda: module(x[0], t[0], Conditions()))
+    assert value > 10**6
+    assert products(lambda: torch.func.jvp(lambda *x: module(*x, Conditions()), (x[0], t[0]), (x[1], t[1]))) == 2 * value
+
+
+def test_dit_works_on_tokens_that_lie_together() -> None:
+    seen: list[bool] = []
+    module = scmreg.networks.create("dit", width=32, depth=1, heads=2).build((1, 8, 8), 0)
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous()))
+    module(torch.randn(2, 1, 8, 8), torch.rand(2), Conditions())
+    assert seen
+    assert all(seen)
