@@ -200,12 +200,13 @@ class AttentionBenchmark(Benchmark):
                 like = PEERS.values() if side.foreign else [Backend(name) for name in registry("attention")]
                 can = ", ".join(each.name for each in like if each.obstacle(self._device) is None)
                 raise UnavailableError(f"'{side.name}' cannot run here: {reason}", f"can run here: {can}")
-            for case in self._cases():
-                if reason := side.refuses(case):
-                    raise UnavailableError(
-                        f"'{side.name}' cannot compute shape {case.shape}: {reason}",
-                        "leave it out, or choose another --shape",
-                    )
+            cases = self._cases()
+            reasons = [side.refuses(case) for case in cases]
+            if all(reasons):
+                shape = "any of the shapes" if len(cases) > 1 else f"shape {cases[0].shape}"
+                raise UnavailableError(
+                    f"'{side.name}' cannot compute {shape}: {reasons[0]}", "leave it out, or choose another --shape"
+                )
 
     def _cases(self) -> list[Case]:
         device, texts = self._device, self.shape

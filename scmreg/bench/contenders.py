@@ -124,7 +124,7 @@ class JVPFlashAttention(Contender):
     """The Triton kernel of the package jvp_flash_attention."""
 
     name = "jvp_flash_attention"
-    dims = (16, 32, 64, 128, 256)
+    dims = (32, 64, 128, 256)
 
     def obstacle(self, device: torch.device) -> str | None:
         """Ask for a GPU and the package."""

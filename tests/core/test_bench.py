@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,8 +12,8 @@ import pytest
 import torch
 
 from scmreg.attention import AttentionOptions, attend, visible
-from scmreg.bench import AttentionBenchmark, Step, Untried, base, take_turns
-from scmreg.bench.attention import Timing, _flops
+from scmreg.bench import AttentionBenchmark, Step, Untried, attention, base, take_turns
+from scmreg.bench.attention import Timing, _flops, _with_memory
 from scmreg.bench.case import LOGITS, Case, Judge, Shape
 from scmreg.bench.contenders import PEERS, Backend, JVPFlashAttention, Stock
 from scmreg.errors import OptionError, UnavailableError
@@ -50,21 +51,48 @@ def test_turns_are_fair(count: int) -> None:
     assert all(first.count(number) == 2 for number in range(count))
 
 
-def test_an_accelerator_is_waited_for_and_kept_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def spend(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Let time pass on a clock that stands still otherwise."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    return lambda seconds: now.__setitem__(0, now[0] + seconds)
+
+
+def test_an_accelerator_is_waited_for_and_kept_busy(
+    monkeypatch: pytest.MonkeyPatch, spend: Callable[[float], None]
+) -> None:
     waited: list[str] = []
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: waited.append(device.type))
-    calls: list[int] = []
-    sides = {"quick": lambda: calls.append(0), "slow": lambda: (calls.append(1), time.sleep(1.1 * base.FILLED))}
+    calls: list[str] = []
+    quick, slow = base.FILLED / 7.5, base.FILLED * 1.5
+    sides = {
+        "quick": lambda: (calls.append("quick"), spend(quick)),
+        "slow": lambda: (calls.append("slow"), spend(slow)),
+    }
     seconds = take_turns("", sides, 2, Progress(), torch.device("cuda"))
-    assert set(waited) == {"cuda"}
-    assert calls.count(1) == 1 + 1 + 2, "warm-up, one to see how long it takes, two rounds"
-    assert calls.count(0) > 10, "a short call is repeated, so that its launch does not count"
-    assert seconds["slow"][0] >= base.FILLED
+    assert calls.count("slow") == 1 + 1 + 2, "a warm-up, one to see how long it takes, two rounds"
+    assert calls.count("quick") == 1 + 1 + 2 * 8, "a short call is repeated, so that its launch does not count"
+    assert seconds == {"quick": [pytest.approx(quick)] * 2, "slow": [pytest.approx(slow)] * 2}
+    assert waited == ["cuda"] * 2 * (2 + 4), "before and after every measurement"
     calls.clear()
     waited.clear()
-    take_turns("", sides, 2, Progress())
-    assert calls.count(0) == calls.count(1) == 3
+    assert take_turns("", sides, 2, Progress())["quick"] == [pytest.approx(quick)] * 2
+    assert calls.count("quick") == calls.count("slow") == 3
     assert not waited
+
+
+def test_ratios_are_medians_of_ratios(spend: Callable[[float], None]) -> None:
+    ours, theirs = iter([0, 2, 3, 40]), iter([0, 1, 2, 2])  # the first is the warm-up
+    made = base.in_turns("we", lambda: spend(next(ours)), "they", lambda: spend(next(theirs)), 3, Progress())
+    assert made.to_json() == {"title": "we", "ours": 3, "against": "they", "theirs": 2, "ratio": 2}
+    assert made.cells() == {
+        "": "we",
+        "ours, ms": "3000.00",
+        "against": "they",
+        "theirs, ms": "2000.00",
+        "ratio": "2.000",
+    }
 
 
 # Cases ------------------------------------------------------------------------------------------------------------
@@ -187,6 +215,7 @@ def test_the_package_is_asked_for_what_it_can() -> None:
     for text, words in (
         ("2x8x1000x64", "multiples of 32"),
         ("2x8x1024x72", "head dimensions"),
+        ("2x8x1024x16", "head dimensions"),
         ("2x8/2x1024x64", "as many heads"),
         ("2x8x64/128x64", "as many keys"),
     ):
@@ -210,12 +239,12 @@ def test_the_package_is_called_by_its_entry_for_jvp(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "jvp_flash_attention", SimpleNamespace(jvp_attention=package))
     monkeypatch.setitem(sys.modules, "jvp_flash_attention.jvp_attention", package)
     monkeypatch.setattr(JVPFlashAttention, "obstacle", lambda self, device: None)
-    rows = timings(shape=("1x2x32x16", "1x2x33x16"), causal=True, backend=("math",))
+    rows = timings(shape=("1x2x32x32", "1x2x33x32"), causal=True, backend=("math",))
     assert set(asked) == {True}
     (row,) = (row for row in rows if row.attention == "jvp_flash_attention")
-    assert row.shape == "1x2x32x16"
+    assert row.shape == "1x2x32x32"
     assert row.error < 1e-6
-    other = next(row for row in rows if row.shape == "1x2x33x16")
+    other = next(row for row in rows if row.shape == "1x2x33x32")
     assert other.over["jvp_flash_attention"] is None
     assert other.cells()["over jvp_flash_attention"] == "–"
     assert other.to_json()["over"]["jvp_flash_attention"] is None
@@ -256,23 +285,35 @@ def test_training_computes_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None
     assert set(computed) == {((1, 2, 16, 8),) * 3}
 
 
-def test_the_quickest_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_quickest_way_is_taken(monkeypatch: pytest.MonkeyPatch, spend: Callable[[float], None]) -> None:
     way = Stock().ways(case("1x2x16x8"))[""]
 
     def slow(*inputs: Any) -> Any:
-        time.sleep(0.02)
+        spend(1.0)
         return way(*inputs)
+
+    def quick(*inputs: Any) -> Any:
+        spend(0.5)
+        return way(*inputs)
+
+    def ours(*inputs: Any) -> Any:
+        spend(2.0)
+        return attend(*inputs, backend="math")
 
     def broken(*inputs: Any) -> Any:
         raise RuntimeError("no kernel\nand more words")
 
-    monkeypatch.setattr(Stock, "ways", lambda self, case: {"slow": slow, "broken": broken, "quick": way})
-    (row,) = (row for row in timings(backend=("math",)) if row.attention == "sdpa")
+    monkeypatch.setattr(Stock, "ways", lambda self, case: {"slow": slow, "broken": broken, "quick": quick})
+    monkeypatch.setattr(Backend, "ways", lambda self, case: {"": ours})
+    math, row = timings(backend=("math",), against=("sdpa",))
+    assert (math.seconds, row.seconds) == (2.0, 0.5)
+    assert (math.over, row.over) == ({"sdpa": 4.0}, {"sdpa": 1.0})
+    assert math.to_json()["tflops"] == math.flops / 2.0 / 1e12
     assert row.detail == "quick"
     assert row.cells()["attention"] == "sdpa (quick)"
     monkeypatch.setattr(Stock, "ways", lambda self, case: {"broken": broken})
-    rows = AttentionBenchmark(shape=("1x2x16x8",), rounds=1, backend=("math",), device="cpu").run(Progress())
-    untried = [row.to_json() for row in rows if isinstance(row, Untried)]
+    made = AttentionBenchmark(shape=("1x2x16x8",), rounds=1, backend=("math",), against=("sdpa",), device="cpu")
+    untried = [row.to_json() for row in made.run(Progress()) if isinstance(row, Untried)]
     assert untried[0] == {
         "attention": "sdpa", "shape": "1x2x16x8", "pass": "jvp", "untried": "RuntimeError: no kernel",
     }  # fmt: skip
@@ -304,6 +345,14 @@ def test_what_is_asked_for_by_name_must_run() -> None:
         timings(against=("jvp_flash_attention",))
     with pytest.raises(UnavailableError, match="'sdpa' cannot compute shape 1x2x8/16x8"):
         timings(shape=("1x2x8/16x8",), causal=True, against=("sdpa",))
+    with pytest.raises(UnavailableError, match="'sdpa' cannot compute any of the shapes: its causal mask"):
+        timings(shape=("1x2x8/16x8", "1x2x8/12x8"), causal=True, against=("sdpa",))
+    some = timings(shape=("1x2x8/16x8", "1x2x8x8"), causal=True, against=("sdpa",), backend=("math",))
+    assert [(row.shape, row.attention) for row in some] == [
+        ("1x2x8/16x8", "math"),
+        ("1x2x8x8", "math"),
+        ("1x2x8x8", "sdpa"),
+    ]
     assert {row.attention for row in timings(shape=("1x2x8/16x8",), causal=True)} == {"math", "chunked"}
 
 
@@ -320,6 +369,39 @@ def test_threads_are_set_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     timings(threads=2, backend=("math",))
     assert set(seen) == {2}
     assert torch.get_num_threads() == before
+
+
+def test_extra_memory_is_the_peak_less_what_was_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    held, order = {"now": 100, "peak": 0}, []
+
+    def call() -> tuple[torch.Tensor, None]:
+        held["peak"] = max(held["peak"], 350)
+        order.append("call")
+        return torch.ones(1), None
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: order.append("wait"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: held.update(peak=held["now"]))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: held["now"])
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: held["peak"])
+    held["peak"] = 1000
+    assert _with_memory(call, torch.device("cuda"))[1] == 250
+    assert order == ["call", "wait", "call", "wait"]
+    assert _with_memory(call, CPU)[1] is None
+
+
+def test_what_is_measured_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "resolve_device", lambda name: torch.device("cuda"))
+    cases = AttentionBenchmark()._cases()
+    assert {each.dtype for each in cases} == {torch.bfloat16}
+    assert {each.shape.batch * each.shape.heads * each.shape.rows for each in cases} == {2**18}
+    lengths = (1024, 2048, 4096, 8192, 16384)
+    assert [(each.shape.dim, each.shape.rows) for each in cases] == [
+        (d, rows) for d in (64, 72, 128) for rows in lengths
+    ]
+    assert list(Stock().ways(cases[0])) == ["cuDNN", "flash", "efficient"]
+    assert list(Stock().ways(case("1x2x16x8", torch.float64, device="cuda"))) == [""]
+    assert JVPFlashAttention().refuses(cases[5]) is not None, "the other shapes are measured none the less"
+    assert JVPFlashAttention().refuses(cases[0]) is None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
