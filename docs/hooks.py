@@ -25,6 +25,7 @@ from typer.core import TyperGroup
 
 from figures import pictures, processes, shown
 from scmreg import matrix, recipe, registry
+from scmreg.bench import BENCHMARKS
 from scmreg.component import Component, Options
 from scmreg.errors import ScmError
 from scmreg.objective import Objective
@@ -605,7 +606,18 @@ def command_line() -> str:
         examples = [line for line in (each.epilog or "").split("\n\n") if line.startswith("scm ")]
         if examples:
             lines += ["", "```bash", *examples, "```"]
+        if name == "bench":
+            lines += benchmarks()
     return "\n".join([*lines, ""])
+
+
+def benchmarks() -> list[str]:
+    """Return the sections of the benchmarks and their options."""
+    lines: list[str] = []
+    for name, cls in BENCHMARKS.items():
+        lines += ["", f"### `scm bench {name}` {{ #bench-{name} }}", "", prose(inspect.getdoc(cls) or ""), ""]
+        lines += option_table(cls, "It has no options.")
+    return lines
 
 
 def parameter_table(parameters: Iterable[Any]) -> list[str]:

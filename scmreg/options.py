@@ -227,7 +227,10 @@ def _convert(option: Option, value: Any, where: str) -> Any:
         converted = _adapter(option.annotation).validate_python(value)
         return converted.expanduser().absolute() if isinstance(converted, Path) else converted
     except ValidationError as error:
-        raise OptionError([_words(path, value, detail) for detail in error.errors()]) from None
+        details = error.errors()
+        # A list whose items are refused is called too short as well.
+        details = [detail for detail in details if detail["type"] != "too_short"] or details
+        raise OptionError([_words(path, value, detail) for detail in details]) from None
 
 
 def _component(kind: type[Component], value: Any, path: str, option: Option | None = None) -> Component:
@@ -260,6 +263,8 @@ def _words(path: str, value: Any, detail: Any) -> str:
     message = detail["msg"].replace("Input should be", "must be")
     if detail["type"] in ("int_parsing", "float_parsing", "bool_parsing", "int_from_float"):
         message = message.split(",")[0].replace("valid ", "").replace("a integer", "an integer")
+    if detail["type"] == "too_short":
+        return f"{path} must not be empty" if detail["ctx"]["min_length"] == 1 else f"{path} {message}"
     name, of, owner = path.partition(" of ")
     item = f"[{inner}]" if inner else ""
     return f"{name}{item}{of}{owner} {message}, not {detail.get('input', value)!r}"

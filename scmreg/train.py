@@ -13,7 +13,7 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -40,7 +40,7 @@ from scmreg.recipe import Recipe, Trainer
 from scmreg.rng import derive, generator
 from scmreg.types import Batch, Conditions
 
-__all__ = ["Interrupted", "build_denoiser", "resolve_device", "train"]
+__all__ = ["Interrupted", "build_denoiser", "resolve_device", "stepper", "train"]
 
 
 class Interrupted(ScmError):
@@ -118,6 +118,31 @@ def train(
     devices = [loop.device] if loop.device.type == "cuda" else []
     with cpu_threads(recipe.trainer, loop.denoiser), torch.random.fork_rng(devices=devices):
         return loop.run(progress, title, resume or folder)
+
+
+def stepper(recipe: Recipe, dataset: Dataset, teacher: Denoiser | None = None) -> Callable[[], dict[str, float]]:
+    """Return a function that takes whole training steps, one at a call, always on the first batch: to measure them.
+
+    A step is that of `train`, and moves the random state as that does; reading data is not part of it. Nothing is
+    written.
+
+    Args:
+        recipe: what to train, composed and checked.
+        dataset: loaded data.
+        teacher: the diffusion model that the objective asks for.
+
+    Returns:
+        A function without arguments that returns the figures of its step.
+    """
+    loop = _Loop(recipe, dataset, Path(), teacher, None)
+    batch = next(iter(loader(dataset, recipe.trainer, derive(*loop.key, "order"), 0, loop.device)))
+
+    def step() -> dict[str, float]:
+        figures = loop.take_step(batch)
+        loop.step += 1
+        return figures
+
+    return step
 
 
 def check_same_data(saved: checkpoint.Checkpoint, dataset: Dataset) -> None:

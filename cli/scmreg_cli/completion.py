@@ -19,10 +19,22 @@ import typer
 
 from scmreg import cache
 
-__all__ = ["benchmarks", "catalogue", "components", "kinds", "names", "recipes", "runs", "settings"]
+__all__ = [
+    "benchmark_settings",
+    "benchmarks",
+    "catalogue",
+    "components",
+    "kinds",
+    "names",
+    "recipes",
+    "runs",
+    "settings",
+]
 
 Suggestions = list[tuple[str, str]]
 
+FORMAT = 2
+"""Version of the form of the catalogue."""
 SECTIONS = ("trainer", "teacher", "evaluation")
 
 
@@ -67,7 +79,14 @@ def recipes(incomplete: str) -> Suggestions:
 
 def benchmarks(incomplete: str) -> Suggestions:
     """Complete the name of a benchmark."""
-    return _matching(((name, text) for name, text in catalogue()["benchmarks"].items()), incomplete)
+    return _matching(((name, entry["summary"]) for name, entry in catalogue()["benchmarks"].items()), incomplete)
+
+
+def benchmark_settings(context: typer.Context, incomplete: str) -> Suggestions:
+    """Complete OPTION= of the benchmark that is named."""
+    known = catalogue()
+    chosen = known["benchmarks"].get(context.params.get("name"), {})
+    return _matching(_options("", chosen.get("options", {}), known), incomplete)
 
 
 def runs(incomplete: str) -> Suggestions:
@@ -124,7 +143,7 @@ def _cache_path() -> Path:
         except (ImportError, OSError, ValueError):
             changed = 0
         entries.append((entry.name, entry.value, version, changed))
-    digest = hashlib.sha256(repr(sorted(entries)).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(repr((FORMAT, sorted(entries))).encode()).hexdigest()[:16]
     return cache.folder() / f"catalogue-{digest}.json"
 
 
@@ -156,5 +175,7 @@ def _make() -> dict[str, Any]:
         "defaults": {kind: getattr(default, kind).name for kind in registry.KINDS if hasattr(default, kind)},
         "samplers": {name: cls.sampler for name, cls in registry.registry("objective").items()},
         "recipes": list(recipe.packaged()),
-        "benchmarks": {name: cls.summary() for name, cls in bench.BENCHMARKS.items()},
+        "benchmarks": {
+            name: {"summary": cls.summary(), "options": described(cls)} for name, cls in bench.BENCHMARKS.items()
+        },
     }

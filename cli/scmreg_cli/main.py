@@ -304,24 +304,56 @@ def verify(
     verifying.verify(names or [], full=full, seed=seed, as_json=json)
 
 
-@app.command(epilog="Examples:\n\nscm bench sampling\n\nscm bench sampling --set batch_size=16 --json")
+@app.command(
+    # Every benchmark has options of its own, which are read when it is known: `--batch-size 16` is `batch_size=16`.
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    epilog="Examples:\n\nscm bench\n\nscm bench attention --help\n\n"
+    "scm bench attention --shape 2x8x1024x64 --against sdpa,sdpa-math\n\n"
+    "scm bench step --network.depth 8 --objectives sct --json\n\n"
+    "scm bench sampling --set batch_size=16 --json",
+)
 def bench(
+    context: typer.Context,
     name: Annotated[
-        str, typer.Argument(help="A benchmark: sampling.", autocompletion=completion.benchmarks, show_default=False)
-    ],
+        str | None,
+        typer.Argument(
+            help="A benchmark; they are listed if none is given.",
+            autocompletion=completion.benchmarks,
+            show_default=False,
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", "-s", help="Set an option of the benchmark: [cyan]network.width=256[/].", metavar="OPTION=VALUE"
+            "--set",
+            "-s",
+            help="Set an option of the benchmark: [cyan]network.width=256[/] is [cyan]--network.width 256[/].",
+            metavar="OPTION=VALUE",
+            autocompletion=completion.benchmark_settings,
         ),
     ] = None,
     json: Json = False,
     plugin: Plugin = None,
+    help_: Annotated[
+        bool, typer.Option("--help", "-h", help="Show this message, and the options of the benchmark.")
+    ] = False,
 ) -> None:
-    """Measure both sides of a comparison in this process, in turns, and print the ratio of the medians."""
-    from scmreg_cli import verifying
+    """Measure in this process, all sides in turns, and print medians of times and of their ratios.
 
-    verifying.bench(name, settings or [], as_json=json)
+    Every option of a benchmark is given by its name, and listed by --help after the name of the benchmark.
+    """
+    if help_:
+        typer.echo(context.get_help())
+        if name is None:
+            return
+    from scmreg_cli import benching
+
+    if help_ and name is not None:
+        benching.show_benchmark(name)
+    elif name is None:
+        benching.list_benchmarks(as_json=json)
+    else:
+        benching.bench(name, settings or [], context.args, as_json=json)
 
 
 @app.command(epilog="Example:\n\nscm plugins --json")

@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import rich.box
@@ -155,6 +156,12 @@ def show_component(path: str, *, as_json: bool) -> None:
     if not options:
         out.print("\nIt has no options.")
         return
+    out.print()
+    out.print(option_table(options))
+
+
+def option_table(options: Iterable[Option]) -> Table:
+    """Return the table of options: type, default, meaning."""
     made = table("option", "type", "default", "meaning")
     for option in options:
         made.add_row(
@@ -163,8 +170,7 @@ def show_component(path: str, *, as_json: bool) -> None:
             escape(default_text(option)),
             plain(option.help.replace("\n", " ")),
         )
-    out.print()
-    out.print(made)
+    return made
 
 
 def plain(text: str) -> str:

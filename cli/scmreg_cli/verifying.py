@@ -1,26 +1,21 @@
-"""The commands that check: verify, bench."""
+"""The command that checks: verify."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from rich.console import Console
 from rich.markup import escape
 
-from scmreg import options
-from scmreg.bench import BENCHMARKS
 from scmreg.errors import OptionError, did_you_mean
 from scmreg.proofs import PROOFS, Proof
-from scmreg.recipe import load_yaml
 from scmreg.verify import Outcome, prove
 from scmreg_cli import progress
 from scmreg_cli.showing import console, plain, table
 
-__all__ = ["bench", "verify"]
+__all__ = ["verify"]
 
 
 def verify(names: Sequence[str], *, full: bool, seed: int, as_json: bool) -> None:
@@ -76,44 +71,3 @@ def _print(outcomes: Sequence[Outcome], untried: Sequence[Proof]) -> None:
     held = sum(outcome.holds for outcome in outcomes)
     seconds = sum(outcome.seconds for outcome in outcomes)
     out.print(f"{held} of {len(outcomes)} hold; {seconds:.0f} seconds", highlight=False)
-
-
-def bench(name: str, settings: Sequence[str], *, as_json: bool) -> None:
-    """Run a benchmark and print both sides and their ratio."""
-    if name not in BENCHMARKS:
-        raise OptionError(
-            [f"no benchmark called '{name}'{did_you_mean(name, BENCHMARKS)}"], f"benchmarks: {', '.join(BENCHMARKS)}"
-        )
-    values: dict[str, Any] = {}
-    for setting in settings:
-        option, equals, text = setting.partition("=")
-        if not equals:
-            raise OptionError([f"--set {setting}: write OPTION=VALUE"])
-        _put(values, option.strip().split("."), load_yaml(text))
-    benchmark = options.build(BENCHMARKS[name], values, name)
-    shown = progress.make()
-    comparisons = benchmark.run(shown)
-    if as_json:
-        print(json.dumps([comparison.to_json() for comparison in comparisons]))
-        return
-    out = Console(width=None if sys.stdout.isatty() else 120)
-    made = table("", "ours, ms", "against", "theirs, ms", "ratio")
-    for comparison in comparisons:
-        made.add_row(
-            f"[bold]{escape(comparison.title)}[/]",
-            f"{comparison.ours * 1e3:.2f}",
-            escape(comparison.against),
-            f"{comparison.theirs * 1e3:.2f}",
-            f"{comparison.ratio:.3f}",
-        )
-    out.print(made)
-    out.print(f"{benchmark.describe()}; medians of {benchmark.rounds} rounds in turns", highlight=False)
-
-
-def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Set a value at a path; a component on the way that is written as a bare name becomes a mapping."""
-    for part in path[:-1]:
-        inner = values.get(part, {})
-        values[part] = {"name": inner} if isinstance(inner, str) else dict(inner)
-        values = values[part]
-    values[path[-1]] = value

@@ -39,6 +39,20 @@ def test_kinds_and_components():
     assert offered(completion.components("process/t")) == ["process/trigflow"]
 
 
+def test_benchmarks():
+    from scmreg.bench import BENCHMARKS
+
+    assert completion.benchmarks("") == [(name, cls.summary()) for name, cls in BENCHMARKS.items()]
+    assert offered(completion.benchmarks("st")) == ["step"]
+
+    def options(incomplete, **chosen):
+        return offered(completion.benchmark_settings(SimpleNamespace(params=chosen), incomplete))
+
+    assert options("sha", name="attention") == ["shape="]
+    assert "network.depth=" in options("network.", name="step")
+    assert options("", name="nonsense") == options("") == []
+
+
 def test_recipes():
     from scmreg.recipe import packaged
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-COMMANDS = ("run", "list", "show", "sample", "eval", "plugins", "doctor")
+COMMANDS = ("run", "list", "show", "sample", "eval", "bench", "plugins", "doctor")
 
 # Runs the program as the console script does, then tells which modules it imported.
 RUNNER = """
@@ -31,7 +31,9 @@ def imported(*arguments: str) -> tuple[str, set[str]]:
     return text, set(modules.split())
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("run", "--help"), ("sample", "-h"), ("--version",)])
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("run", "--help"), ("sample", "-h"), ("bench", "--help"), ("--version",)]
+)
 def test_help_imports_nothing_heavy(arguments):
     text, modules = imported(*arguments)
     assert "typer" in modules, "the runner did not run the program"

@@ -1,4 +1,4 @@
-"""`scm verify` and `scm bench`: what they print, and what they say of wrong input."""
+"""`scm verify`: what it prints, and what it says of wrong input."""
 
 from __future__ import annotations
 
@@ -61,44 +61,3 @@ def test_the_whole(scm):
     result = scm("verify", "--json")
     assert result.code == 0, result.out
     assert [entry["name"] for entry in result.json] == [name for name, proof in PROOFS.items() if not proof.full]
-
-
-SMALL = ("--set", "rounds=2", "--set", "batch_size=2", "--set", "samplers=[ddim, consistency]")
-
-
-def test_a_benchmark(scm):
-    result = scm("bench", "sampling", *SMALL)
-    assert result.code == 0, result.err
-    assert "ddim, converted to edm" in result.out
-    assert "4 bare calls" in result.out
-    assert "batch of 2 samples" in result.out
-    listed = scm("bench", "sampling", *SMALL, "--json").json
-    assert [entry["title"] for entry in listed] == [
-        f"{name}{process}{what}"
-        for name in ("ddim", "consistency")
-        for process in ("", ", converted to edm")
-        for what in ("", ", without the network")
-    ]
-    for entry in listed:
-        assert entry["ours"] > 0
-        assert entry["theirs"] > 0
-        assert entry["ratio"] > 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("samplin",), "no benchmark called 'samplin', did you mean 'sampling'?"),
-        (("sampling", "--set", "rounds=0"), "rounds must be greater than or equal to 1"),
-        (("sampling", "--set", "round=3"), "round"),
-        (("sampling", "--set", "rounds"), "write OPTION=VALUE"),
-        (("sampling", "--set", "network=dot"), "no network called 'dot'"),
-        (("sampling", "--set", "samplers=[hein]"), "no sampler called 'hein'"),
-        (("sampling", "--set", "shape=[2]"), "works on images"),
-    ],
-)
-def test_what_cannot_be_measured(scm, arguments, words):
-    result = scm("bench", *arguments)
-    assert result.code == 2
-    assert words in result.err
-    assert result.out == ""

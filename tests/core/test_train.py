@@ -15,12 +15,13 @@ import scmreg
 from scmreg import checkpoint
 from scmreg.data import Augmentation
 from scmreg.errors import DivergenceError, OptionError, UnavailableError
-from scmreg.loader import Order
+from scmreg.loader import Order, loader
 from scmreg.objective import Loss
 from scmreg.optimizer import decay, make_optimizer
 from scmreg.progress import Progress
 from scmreg.recipe import Recipe, Trainer
-from scmreg.train import _Loop, build_denoiser, resolve_device, train
+from scmreg.rng import derive
+from scmreg.train import _Loop, build_denoiser, resolve_device, stepper, train
 
 SMALL = {
     "network": {"name": "mlp", "width": 16, "depth": 1},
@@ -126,6 +127,23 @@ def test_accumulation_weighs_every_sample_alike(tmp_path: Path) -> None:
 
 def dataset_batch(dataset: Any, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return dataset.train.__getitems__(range(count)), dataset.train.labels[:count]
+
+
+def test_a_stepper_takes_the_steps_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = recipe("scd")
+    dataset = made.data.load()
+    teacher = build_denoiser(made, dataset.spec.shape, len(dataset.spec.classes), seed=1)
+    step = stepper(made, dataset, teacher)
+    taken = [step() for _ in range(3)]
+    loop = _Loop(made, dataset, tmp_path, teacher, None)
+    for figures in taken:
+        batch = next(iter(loader(dataset, made.trainer, derive(*loop.key, "order"), 0, loop.device)))
+        assert loop.take_step(batch) == figures
+        loop.step += 1
+    assert len({figures["loss"] for figures in taken}) == 3
+    assert len({figures["learning_rate"] for figures in taken}) == 3
+    assert not list(tmp_path.iterdir())
 
 
 def test_averaged_weights_follow_their_half_life(tmp_path: Path) -> None:

@@ -16,13 +16,13 @@ import typer
 import yaml
 
 from scmreg import discovery, recipe, registry
-from scmreg.bench import BENCHMARKS
-from scmreg.options import build, options_of
+from scmreg.options import options_of
 from scmreg.progress import Progress
 from scmreg.proofs import PROOFS
 from scmreg.run import execute as execute_run
 from scmreg.run import open_folder, prepare
 from scmreg_cli import main
+from scmreg_cli.benching import made_of
 
 ROOT = Path(__file__).parents[2]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
@@ -206,10 +206,10 @@ def parse(arguments: list[str]) -> None:
     command = GROUP.commands[arguments[0]]
     with fresh_registry():
         parent = GROUP.make_context("scm", [arguments[0]], resilient_parsing=True)
-        given = command.make_context(arguments[0], arguments[1:], parent=parent).params
+        context = command.make_context(arguments[0], arguments[1:], parent=parent)
+        given = context.params
     if arguments[0] == "bench":
-        settings = dict(setting.split("=", 1) for setting in given.get("settings") or ())
-        assert build(BENCHMARKS[given["name"]], {option: yaml.safe_load(text) for option, text in settings.items()})
+        assert given["name"] is None or made_of(given["name"], given["settings"] or (), context.args)
         return
     assert {*(given.get("names") or ())} <= {*PROOFS}
     tree = recipe.Recipe().to_tree()
@@ -274,6 +274,8 @@ def test_there_is_something_to_test() -> None:
         ("scm show process/nothing", "nothing"),
         ("scm verify round-tripp", "round-tripp"),
         ("scm bench sampling --set batchsize=3", "batchsize"),
+        ("scm bench attention --shap 2x8x64x64", "shap"),
+        ("scm bench attention --shape 2x8", "2x8"),
         ("scm train", "train"),
         ("rm -r runs", "rm -r runs"),
     ],

@@ -212,7 +212,9 @@ def test_dit_wastes_no_product() -> None:
 
     value = products(lambda: module(x[0], t[0], Conditions()))
     assert value > 10**6
-    assert products(lambda: torch.func.jvp(lambda *x: module(*x, Conditions()), (x[0], t[0]), (x[1], t[1]))) == 2 * value
+    assert (
+        products(lambda: torch.func.jvp(lambda *x: module(*x, Conditions()), (x[0], t[0]), (x[1], t[1]))) == 2 * value
+    )
 
 
 def test_dit_works_on_tokens_that_lie_together() -> None:

@@ -1,20 +1,16 @@
-"""Benchmarks: both sides in one process, in turns, the ratio of medians."""
+"""The benchmark of samplers."""
 
 from __future__ import annotations
 
 import functools
-import statistics
-import time
-from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from annotated_types import MinLen
 from torch import Tensor, nn
 
-from scmreg.component import Options
+from scmreg.bench.base import CPU, Benchmark, Comparison, in_turns, machine
 from scmreg.denoiser import Denoiser
 from scmreg.errors import CompositionError
 from scmreg.network import Network
@@ -24,70 +20,7 @@ from scmreg.registry import registry
 from scmreg.sampler import Noise
 from scmreg.types import Conditions, Count
 
-__all__ = ["BENCHMARKS", "Benchmark", "Comparison", "Sampling", "in_turns"]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two sides and what they took."""
-
-    title: str
-    ours: float
-    """Median seconds."""
-    against: str
-    theirs: float
-    """Median seconds."""
-    ratio: float
-    """Median over the rounds of ours over theirs."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values, times in seconds."""
-        return {
-            "title": self.title,
-            "ours": self.ours,
-            "against": self.against,
-            "theirs": self.theirs,
-            "ratio": round(self.ratio, 4),
-        }
-
-
-def in_turns(
-    title: str, ours: Callable[[], Any], against: str, theirs: Callable[[], Any], rounds: int, progress: Progress
-) -> Comparison:
-    """Time two functions in turns; the order changes every round, so that neither profits from the other's caches."""
-    times: dict[bool, list[float]] = {True: [], False: []}
-    ours(), theirs()
-    with progress.task(title, rounds) as task:
-        for number in range(rounds):
-            for own in (True, False) if number % 2 else (False, True):
-                began = time.perf_counter()
-                (ours if own else theirs)()
-                times[own].append(time.perf_counter() - began)
-            task.update(number + 1)
-    ratio = statistics.median(own / other for own, other in zip(times[True], times[False], strict=True))
-    return Comparison(title, statistics.median(times[True]), against, statistics.median(times[False]), ratio)
-
-
-class Benchmark(Options):
-    """A named comparison; its fields are its options."""
-
-    name: ClassVar[str] = ""
-
-    rounds: Count = 15
-    """Times that each side is run."""
-
-    @classmethod
-    def summary(cls) -> str:
-        """Return the first line of the docstring."""
-        return (cls.__doc__ or "").partition("\n")[0].strip()
-
-    @abstractmethod
-    def run(self, progress: Progress) -> list[Comparison]:
-        """Measure."""
-
-    @abstractmethod
-    def describe(self) -> str:
-        """Say on what was measured."""
+__all__ = ["Sampling"]
 
 
 def _inputs(network: nn.Module, sample: Callable[[], Any]) -> list[tuple[Any, ...]]:
@@ -175,9 +108,5 @@ class Sampling(Benchmark):
         """Say on what was measured."""
         return (
             f"{self.network.name}, batch of {self.batch_size} samples of shape {self.shape}, {self.steps} steps,"
-            f" process {self.process.name}, CPU, {torch.get_num_threads()} threads"
+            f" process {self.process.name}; {machine(CPU)}"
         )
-
-
-BENCHMARKS: dict[str, type[Benchmark]] = {cls.name: cls for cls in (Sampling,)}
-"""Benchmarks by name."""
