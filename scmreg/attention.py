@@ -36,9 +36,12 @@ class AttentionOptions:
     """Number of keys that each batch entry sees, shape ``(B,)``; a row that sees none gives zeros."""
 
 
-def takes_all(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+def takes_all(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> str | None:
     """Refuse nothing."""
     return None
+
+
+Refuses = Callable[[Tensor, Tensor, Tensor, AttentionOptions], str | None]
 
 
 class Operation(NamedTuple):
@@ -53,8 +56,8 @@ class Operation(NamedTuple):
     forward_jvp: Callable[..., tuple[Tensor, Tensor]]
     """``(q, k, v, tq, tk, tv, options) -> (O, tO)``: ``O`` as above, ``tO`` without gradient, given one tangent at
     least. Derivatives that are not defined raise."""
-    refuses: Callable[[Tensor, Tensor, Tensor], str | None] = takes_all
-    """Says why such tensors cannot be taken; ``None`` if they can."""
+    refuses: Refuses = takes_all
+    """Says why such tensors, or such options, cannot be taken; ``None`` if they can. It must not look at values."""
 
 
 class Attention(Component, kind="attention"):
@@ -98,7 +101,7 @@ def attend(
         out: Tensor = _Mapped.apply(q, k, v, key_lengths, scale, causal, backend)  # type: ignore[no-untyped-call]
         return out
     options = _options(q, k, v, scale, causal, key_lengths)
-    operation = _operation(backend, q, k, v)
+    operation = _operation(backend, q, k, v, options)
     # Autocast, which would round what a backend accumulates, does not reach into it.
     with _without_autocast(q):
         if not is_dual(q, k, v):
@@ -128,7 +131,7 @@ def attend_jvp(
             given, wanted = (f"{tuple(y.shape)} {y.dtype} on {y.device}" for y in (tx, x))
             raise ValueError(f"{name} is {given}, its primal {wanted}: they must agree")
     options = _options(q, k, v, scale, causal, key_lengths)
-    operation = _operation(backend, q, k, v)
+    operation = _operation(backend, q, k, v, options)
     with _without_autocast(q):
         if tq is None and tk is None and tv is None:
             out = operation.forward(q, k, v, options)
@@ -137,11 +140,11 @@ def attend_jvp(
         return out, stopped(tangent)
 
 
-def choose(q: Tensor, k: Tensor, v: Tensor) -> tuple[str, str]:
-    """Return the backend that ``auto`` takes for such tensors, and why."""
+def choose(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions | None = None) -> tuple[str, str]:
+    """Return the backend that ``auto`` takes for such tensors and options, and why."""
     if not q.is_cuda:
         return "chunked", f"on the {q.device.type}: memory linear in the length, blocks that fit the cache"
-    reason = _obstacle("triton", q, k, v)
+    reason = _obstacle("triton", q, k, v, options or AttentionOptions(1.0))
     if reason is None:
         return "triton", "on a GPU: one kernel for the value and its tangent"
     return "chunked", f"memory linear in the length; not triton: {reason}"
@@ -182,8 +185,8 @@ def _find(name: str) -> str | None:
     return _obstacles.get(name)
 
 
-def _obstacle(name: str, q: Tensor, k: Tensor, v: Tensor) -> str | None:
-    return _find(name) or _operations[name].refuses(q, k, v)
+def _obstacle(name: str, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> str | None:
+    return _find(name) or _operations[name].refuses(q, k, v, options)
 
 
 def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
@@ -291,20 +294,20 @@ _operations: dict[str, Operation] = {}
 _obstacles: dict[str, str] = {}
 
 
-def _operation(backend: str, q: Tensor, k: Tensor, v: Tensor) -> Operation:
-    name = choose(q, k, v)[0] if backend == "auto" else backend
+def _operation(backend: str, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> Operation:
+    name = choose(q, k, v, options)[0] if backend == "auto" else backend
     operation = _operations[name] if name in _operations else operation_of(name)
-    if reason := operation.refuses(q, k, v):
-        _refuse(name, reason, q, k, v)
+    if reason := operation.refuses(q, k, v, options):
+        _refuse(name, reason, q, k, v, options)
     return operation
 
 
-def _refuse(name: str, reason: str, q: Tensor, k: Tensor, v: Tensor) -> NoReturn:
+def _refuse(name: str, reason: str, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> NoReturn:
     from scmreg.registry import registry
 
     attentions = registry("attention")
     others = (other for other in attentions if other != name and attentions[other].unavailable() is None)
-    able = [other for other in others if operation_of(other).refuses(q, k, v) is None]
+    able = [other for other in others if operation_of(other).refuses(q, k, v, options) is None]
     raise UnavailableError(f"attention '{name}' cannot take this input: {reason}", f"can: {', '.join(able) or 'none'}")
 
 

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from scmreg.attention import AttentionOptions, Operation, over_batches, stopped, takes_all
+from scmreg.attention import AttentionOptions, Operation, Refuses, over_batches, stopped, takes_all
 from scmreg.errors import UnavailableError
 
 __all__ = ["Kernel", "composable"]
@@ -45,7 +45,7 @@ class Kernel:
         return torch.empty_like(q), torch.empty_like(q) if dual else q.new_empty(0), lse
 
 
-def composable(kernel: Kernel, refuses: Callable[[Tensor, Tensor, Tensor], str | None] = takes_all) -> Operation:
+def composable(kernel: Kernel, refuses: Refuses = takes_all) -> Operation:
     """Return the operation of a backend that computes with a kernel.
 
     The value has a gradient, once; the tangent has none.

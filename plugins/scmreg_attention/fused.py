@@ -31,7 +31,7 @@ def unavailable() -> str | None:
     return None
 
 
-def refuses(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+def refuses(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> str | None:
     """Say why such tensors cannot be taken."""
     if q.dtype not in DTYPES:
         return f"it works in {', '.join(str(dtype)[6:] for dtype in DTYPES)}, not in {str(q.dtype)[6:]}"

@@ -213,7 +213,7 @@ def test_unknown_backend_and_mismatched_tangent() -> None:
 
 
 def test_a_backend_that_refuses_names_one_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    stubborn = attention.operation_of("chunked")._replace(refuses=lambda q, k, v: "not today")
+    stubborn = attention.operation_of("chunked")._replace(refuses=lambda q, k, v, options: "not today")
     monkeypatch.setitem(attention._operations, "chunked", stubborn)
     q, k, v, *_ = tensors(CASES[0])
     with pytest.raises(UnavailableError, match="not today") as error:

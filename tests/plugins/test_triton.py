@@ -268,10 +268,10 @@ def test_without_a_gpu_it_says_so() -> None:
 
 def test_refusals_in_words() -> None:
     x = torch.zeros(1, 1, 2, 16)
-    assert fused.refuses(x, x, x) == "it takes tensors on a CUDA device, not on cpu"
-    assert "not in float64" in (fused.refuses(x.double(), x, x) or "")
+    assert fused.refuses(x, x, x, AttentionOptions(1.0)) == "it takes tensors on a CUDA device, not on cpu"
+    assert "not in float64" in (fused.refuses(x.double(), x, x, AttentionOptions(1.0)) or "")
     wide = torch.zeros(1, 1, 2, 320)
-    assert fused.refuses(wide, wide, wide) == "head dimension 320 is larger than 256"
+    assert fused.refuses(wide, wide, wide, AttentionOptions(1.0)) == "head dimension 320 is larger than 256"
 
 
 def test_the_plugin_loads_without_triton() -> None:
@@ -297,7 +297,9 @@ def test_auto_takes_it_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     operation = composable(fused.KERNEL)
     monkeypatch.setitem(scmreg.attention._operations, "triton", operation)
     assert choose(x, x, x)[0] == "triton"
-    monkeypatch.setitem(scmreg.attention._operations, "triton", operation._replace(refuses=lambda q, k, v: "no"))
+    monkeypatch.setitem(
+        scmreg.attention._operations, "triton", operation._replace(refuses=lambda q, k, v, options: "no")
+    )
     assert choose(x, x, x) == ("chunked", "memory linear in the length; not triton: no")
 
 

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import scmreg
 from scmreg import attend, attend_jvp, composable
-from scmreg.attention import AUTO, choose, operation_of, prepare
+from scmreg.attention import AUTO, AttentionOptions, choose, operation_of, prepare
 from scmreg.errors import UnavailableError
 
 Three = tuple[Tensor, Tensor, Tensor]
@@ -328,7 +328,7 @@ def check_it_is_there_but_not_chosen_on_the_cpu() -> None:
     prepare("auto")
     p, _ = tensors()
     assert choose(*p)[0] == "chunked"
-    assert operation_of("triton").refuses(*p) is None
+    assert operation_of("triton").refuses(*p, AttentionOptions(1.0)) is None
 
 
 CHECKS = {name.removeprefix("check_"): check for name, check in list(globals().items()) if name.startswith("check_")}
