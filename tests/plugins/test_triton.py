@@ -7,26 +7,22 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import json
 import math
-import os
 import random
 import subprocess
 import sys
-from functools import cache
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+import triton_properties
+from interpreter import work
 
 import scmreg
 from scmreg.attention import Operation, attend, choose
 from scmreg.errors import UnavailableError
 from scmreg_attention import fused, launch
 
-HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
 
 # Relative Frobenius norms of the errors of value and tangent; rounding the results to 16 bits alone makes 2/3 of them.
@@ -47,20 +43,6 @@ GRID: dict[str, Any] = {
     "lengths": (False, True),
     "front": (False, True),
 }
-
-
-def work(task: str, arguments: Any = None, interpret: bool = True, check: bool = True) -> Any:
-    """Run a task of `triton_worker`; return what it yields."""
-    environment = os.environ | {"TRITON_INTERPRET": "1" if interpret else "0", "OMP_NUM_THREADS": "1"}
-    # torch and numpy warn of their own affairs; anything else, as of a slow path of vmap, is an error.
-    quiet = ["-W", "error", "-W", "ignore::DeprecationWarning", "-W", "ignore::RuntimeWarning"]
-    command = [sys.executable, *quiet, str(HERE / "triton_worker.py"), task]
-    done = subprocess.run(command, input=json.dumps(arguments), env=environment, capture_output=True, text=True)
-    if not check:
-        return done
-    results = [json.loads(line) for line in done.stdout.splitlines()]
-    assert done.returncode == 0, f"after {len(results)} results: {done.stderr[-3000:]}"
-    return results
 
 
 def pairwise(grid: dict[str, Any], seed: int) -> list[dict[str, Any]]:
@@ -159,30 +141,12 @@ def test_strides_beyond_32_bits() -> None:
     assert not too_far([base | {"layout": "far"}])
 
 
-# -- properties and composition --------------------------------------------------------------------------------------
+# -- what holds of it alone; the rest is in `test_attention` --------------------------------------------------------------------------------------
 
 
-@cache
-def properties() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("triton_properties", HERE / "triton_properties.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-CHECKS = list(properties().CHECKS)
-
-
-@pytest.fixture(scope="module")
-def outcomes() -> dict[str, str]:
-    return dict(work(",".join(CHECKS)))
-
-
-@pytest.mark.parametrize("name", CHECKS)
-def test_property(name: str, outcomes: dict[str, str]) -> None:
-    assert not outcomes[name], outcomes[name]
+@pytest.mark.parametrize("name", triton_properties.CHECKS)
+def test_property(name: str, interpreted: dict[str, str]) -> None:
+    assert not interpreted[name], interpreted[name]
 
 
 # -- compilation -----------------------------------------------------------------------------------------------------
