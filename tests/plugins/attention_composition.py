@@ -68,7 +68,7 @@ def dual(f: Any, p: Three, t: Any) -> tuple[Tensor, Tensor]:
         return out.primal, out.tangent.detach()
 
 
-# -- one transform ------------------------------------------------------------------------------------------------------
+# -- one transform ---------------------------------------------------------------------------------------------------
 
 
 def check_eager(backend: str) -> None:
@@ -78,7 +78,12 @@ def check_eager(backend: str) -> None:
 
 def check_func_jvp(backend: str) -> None:
     for p, t, keywords in cases():
-        same(backend, differentiated(lambda f, p, t, keywords=keywords: jvp(functools.partial(f, **keywords), p, t)), p, t)
+        same(
+            backend,
+            differentiated(lambda f, p, t, keywords=keywords: jvp(functools.partial(f, **keywords), p, t)),
+            p,
+            t,
+        )
 
 
 def check_func_jvp_where_only_some_have_a_tangent(backend: str) -> None:
@@ -106,7 +111,12 @@ def check_func_jvp_where_none_has_a_tangent(backend: str) -> None:
 
 def check_forward_ad(backend: str) -> None:
     for p, t, keywords in cases():
-        same(backend, differentiated(lambda f, p, t, keywords=keywords: dual(functools.partial(f, **keywords), p, t)), p, t)
+        same(
+            backend,
+            differentiated(lambda f, p, t, keywords=keywords: dual(functools.partial(f, **keywords), p, t)),
+            p,
+            t,
+        )
 
 
 def check_forward_ad_where_only_some_have_a_tangent(backend: str) -> None:
@@ -143,7 +153,7 @@ def check_tangents_that_require_a_gradient_get_none(backend: str) -> None:
     assert not tangent.requires_grad
 
 
-# -- transforms of transforms -------------------------------------------------------------------------------------------
+# -- transforms of transforms ----------------------------------------------------------------------------------------
 
 
 def loss(f: Any, p: Three, t: Three) -> Tensor:
@@ -293,7 +303,7 @@ def check_jacobians(backend: str) -> None:
         agree(backend, whole(lambda *p: ours(backend)(*p), (0, 1, 2))(*rounded(backend, p)), want)
 
 
-# -- checkpointing ------------------------------------------------------------------------------------------------------
+# -- checkpointing ---------------------------------------------------------------------------------------------------
 
 
 def saved(f: Any) -> Any:
@@ -313,7 +323,7 @@ def check_checkpoint_inside_forward_ad(backend: str) -> None:
     same(backend, differentiated(lambda f, p, t: dual(saved(f), p, t)), *tensors())
 
 
-# -- compilation --------------------------------------------------------------------------------------------------------
+# -- compilation -----------------------------------------------------------------------------------------------------
 
 
 def compiled(backend: str, transform: Transform, compiler: Any = "aot_eager", **options: Any) -> Transform:
@@ -370,7 +380,9 @@ def check_compile_of_vmap(backend: str) -> None:
 
 
 def check_compile_of_vmap_of_jvp(backend: str) -> None:
-    same(backend, differentiated(compiled(backend, lambda f, p, t: func.vmap(functools.partial(jvp, f))(p, t))), *many())
+    same(
+        backend, differentiated(compiled(backend, lambda f, p, t: func.vmap(functools.partial(jvp, f))(p, t))), *many()
+    )
 
 
 def check_compile_looks_up_the_backend(backend: str) -> None:
@@ -416,7 +428,7 @@ def check_compile_inside_of_the_jvp_keeps_the_tangent(backend: str) -> None:
         same(backend, differentiated(lambda f, p, t: jvp(f if f is reference else inner, p, t)), p, t)
 
 
-# -- second derivatives -------------------------------------------------------------------------------------------------
+# -- second derivatives ----------------------------------------------------------------------------------------------
 
 
 def gradient_of_gradient(f: Any, p: Three) -> tuple[Tensor, ...]:

@@ -39,7 +39,7 @@ def jvp(f: Any, p: Three, t: Three, **keywords: Any) -> tuple[Tensor, Tensor]:
     return attend_jvp(*p, *t, **f.keywords, **keywords)
 
 
-# -- the tangent --------------------------------------------------------------------------------------------------------
+# -- the tangent -----------------------------------------------------------------------------------------------------
 
 
 def check_linear_in_the_tangents(backend: str) -> None:
@@ -150,7 +150,7 @@ def check_gradgradcheck(backend: str) -> None:
         assert torch.autograd.gradgradcheck(lambda *x, k=keywords: attend(*x, backend=backend, **k), inputs)
 
 
-# -- masks --------------------------------------------------------------------------------------------------------------
+# -- masks -----------------------------------------------------------------------------------------------------------
 
 
 def check_rows_that_see_no_key_are_zero(backend: str) -> None:
@@ -221,7 +221,7 @@ def check_nothing_at_all(backend: str) -> None:
             assert not gradient.any()
 
 
-# -- what is refused ----------------------------------------------------------------------------------------------------
+# -- what is refused -------------------------------------------------------------------------------------------------
 
 
 def refused(backend: str, message: str, change: Callable[..., tuple[Any, ...]], **keywords: Any) -> None:

@@ -165,7 +165,9 @@ def main() -> None:
     patience = datetime.timedelta(seconds=60)
     dist.init_process_group("gloo", f"file://{folder}/meeting", patience, WORLD, rank)
     mesh = init_device_mesh("cpu", (WORLD,))
-    for backend, wrapper, how in rows([name for name in scmreg.attentions if scmreg.attentions[name].unavailable() is None]):
+    for backend, wrapper, how in rows(
+        [name for name in scmreg.attentions if scmreg.attentions[name].unavailable() is None]
+    ):
         wrong = [""] * WORLD
         try:
             row(backend, wrapper, how, mesh)

@@ -19,7 +19,9 @@ from interpreter import QUIET
 import scmreg
 
 TRITON = importlib.util.find_spec("triton") is not None
-ROWS = ["-".join(row) for row in distributed_worker.rows([name for name in scmreg.attentions if TRITON or name != "triton"])]
+ROWS = [
+    "-".join(row) for row in distributed_worker.rows([name for name in scmreg.attentions if TRITON or name != "triton"])
+]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,9 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("distributed")
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     worker = Path(distributed_worker.__file__)
-    commands = [[sys.executable, *QUIET, str(worker), str(rank), str(folder)] for rank in range(distributed_worker.WORLD)]
+    commands = [
+        [sys.executable, *QUIET, str(worker), str(rank), str(folder)] for rank in range(distributed_worker.WORLD)
+    ]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
     processes = [subprocess.Popen(command, **pipes) for command in commands]
     try:

@@ -141,7 +141,7 @@ def test_strides_beyond_32_bits() -> None:
     assert not too_far([base | {"layout": "far"}])
 
 
-# -- what holds of it alone; the rest is in `test_attention` --------------------------------------------------------------------------------------
+# -- what holds of it alone; the rest is in `test_attention` ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", triton_properties.CHECKS)

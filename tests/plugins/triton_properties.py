@@ -1,4 +1,4 @@
-"""What holds of the Triton backend alone, each a function that asserts it; run in the interpreter by `triton_worker`."""
+"""What holds of the Triton backend alone, each a function that asserts it; run by `triton_worker`."""
 
 from __future__ import annotations
 
