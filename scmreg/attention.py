@@ -8,6 +8,7 @@ function of six tensors and never meets an AD level. A tangent that is absent st
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
@@ -128,8 +129,8 @@ def attend_jvp(
     """Return ``(O, tO)`` for explicit tangents; ``None`` is a tangent of zero. Otherwise as `attend`."""
     for name, x, tx in (("tq", q, tq), ("tk", k, tk), ("tv", v, tv)):
         if tx is not None and (tx.shape != x.shape or tx.dtype != x.dtype or tx.device != x.device):
-            given, wanted = (f"{tuple(y.shape)} {y.dtype} on {y.device}" for y in (tx, x))
-            raise ValueError(f"{name} is {given}, its primal {wanted}: they must agree")
+            given, wanted = (f"shape {tuple(y.shape)}, {y.dtype} on {y.device}" for y in (tx, x))
+            raise ValueError(f"{name} has {given}; its primal has {wanted}: they must agree")
     options = _options(q, k, v, scale, causal, key_lengths)
     operation = _operation(backend, q, k, v, options)
     with _without_autocast(q):
@@ -157,7 +158,8 @@ AUTO = ("chunked", "triton")
 def prepare(backend: str) -> None:
     """Look up a backend; for ``auto`` all that it may choose.
 
-    Networks do so when they are built: the compiler can follow the look-up of a known operation, not the registry.
+    Networks do so when they are built, so that a backend that cannot run is refused then, and tried outside of any
+    compiled code.
 
     Raises:
         UnknownComponentError: if there is none of that name.
@@ -168,6 +170,16 @@ def prepare(backend: str) -> None:
         return
     for name in AUTO:
         _find(name)
+
+
+def _prepared(backend: str) -> bool:
+    """Call `prepare` and return a constant: the compiler then takes the outcome and does not look in."""
+    prepare(backend)
+    return True
+
+
+# What `torch.compiler.assume_constant_result` sets; to call it would import the compiler here.
+_prepared._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _find(name: str) -> str | None:
@@ -295,6 +307,8 @@ _obstacles: dict[str, str] = {}
 
 
 def _operation(backend: str, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> Operation:
+    if torch.compiler.is_compiling():
+        _prepared(backend)
     name = choose(q, k, v, options)[0] if backend == "auto" else backend
     operation = _operations[name] if name in _operations else operation_of(name)
     if reason := operation.refuses(q, k, v, options):
@@ -327,6 +341,8 @@ def _options(
         raise ValueError(f"dtypes and devices differ: {[(str(x.dtype), str(x.device)) for x in (q, k, v)]}")
     if key_lengths is not None:
         _check_lengths(key_lengths, q, k)
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(f"scale is {scale}: the factor of the logits must be a finite number")
     return AttentionOptions(q.shape[3] ** -0.5 if scale is None else scale, causal, key_lengths)
 
 

@@ -34,7 +34,7 @@ class Kernel:
     """``(q, k, v, tq, tk, tv, options, results)``: fill ``results = (o, to, lse)``. An absent tangent is ``None``;
     without any, ``to`` is empty. Where nothing is seen, ``o`` and ``to`` are zero."""
     gradients: Callable[..., Three]
-    """``(grad, q, k, v, o, lse, options) -> (dq, dk, dv)``, each of the shape of its input."""
+    """``(grad, q, k, v, o, lse, options) -> (dq, dk, dv)``, each of the shape of its input; of nothing it is not asked."""
     keeps_lse: bool = False
     """Whether ``lse``, the log-sum-exp of the logits, ``(B, H, L)`` in float32, is filled too; else it is empty."""
 
@@ -91,6 +91,8 @@ def _attend(
     return results
 
 
+# Should the compiler be at work around us, it has no business in a kernel.
+@torch._disable_dynamo
 def _compute(
     kernel: Kernel,
     q: Tensor,
@@ -109,6 +111,7 @@ def _compute(
     return results
 
 
+@torch._disable_dynamo
 def _gradients(
     kernel: Kernel,
     grad: Tensor,
@@ -121,6 +124,9 @@ def _gradients(
     scale: float,
     causal: bool,
 ) -> Three:
+    if not (q.numel() and k.numel()):
+        dq, dk, dv = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+        return dq, dk, dv
     options = AttentionOptions(scale, causal, key_lengths)
     dq, dk, dv = (x.contiguous() for x in kernel.gradients(grad, q, k, v, out, lse, options))
     return dq, dk, dv

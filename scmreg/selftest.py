@@ -47,12 +47,15 @@ def examination(backend: str, component: type, device: torch.device) -> Examinat
         return Examination(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
         pass
+    # The compiler does one thing at a time: while it traces the caller, there is no trying it.
+    tracing = torch._guards.TracingContext.try_get() is not None
     found: list[Examination] = []
     # In a thread of its own: it has none of the caller's modes, be it of differentiation, mapping or precision.
-    thread = threading.Thread(target=lambda: found.append(_examine(backend, device)))
+    thread = threading.Thread(target=lambda: found.append(_examine(backend, device, not tracing)))
     thread.start()
     thread.join()
-    cache.write(path, json.dumps(asdict(found[0])))
+    if not tracing:
+        cache.write(path, json.dumps(asdict(found[0])))
     return found[0]
 
 
@@ -79,12 +82,14 @@ def _triton() -> str | None:
         return None
 
 
-def _examine(backend: str, device: torch.device) -> Examination:
+def _examine(backend: str, device: torch.device, compiling: bool) -> Examination:
     errors: dict[str, float] = {}
-    trials = [(str(dtype)[6:], dtype, False) for dtype in BOUNDS] + [("compiled", torch.float32, True)]
+    trials = [(str(dtype)[6:], dtype, False) for dtype in BOUNDS]
+    if compiling and _compiles():
+        trials.append(("compiled", torch.float32, True))
     for name, dtype, compiled in trials:
         cases = [case for case in CASES if not _refused(backend, case.to(device, dtype))]
-        if not cases or (compiled and not _compiles()):
+        if not cases:
             continue
         try:
             errors[name] = max(_error(backend, case, device, dtype, compiled) for case in cases)

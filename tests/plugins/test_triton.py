@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import json
 import math
-import os
 import random
 import subprocess
 import sys
-from functools import cache
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+import triton_properties
+from interpreter import work
 
 import scmreg
 from scmreg.attention import AttentionOptions, attend, choose
@@ -27,7 +24,6 @@ from scmreg.composable import composable
 from scmreg.errors import UnavailableError
 from scmreg_attention import fused, launch
 
-HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
 
 # Relative Frobenius norms of the errors of value and tangent; rounding the results to 16 bits alone makes 2/3 of them.
@@ -48,20 +44,8 @@ GRID: dict[str, Any] = {
     "lengths": (False, True),
     "front": (False, True),
 }
-
-
-def work(task: str, arguments: Any = None, interpret: bool = True, check: bool = True) -> Any:
-    """Run a task of `triton_worker`; return what it yields."""
-    environment = os.environ | {"TRITON_INTERPRET": "1" if interpret else "0", "OMP_NUM_THREADS": "1"}
-    # torch and numpy warn of their own affairs; anything else, as of a slow path of vmap, is an error.
-    quiet = ["-W", "error", "-W", "ignore::DeprecationWarning", "-W", "ignore::RuntimeWarning"]
-    command = [sys.executable, *quiet, str(HERE / "triton_worker.py"), task]
-    done = subprocess.run(command, input=json.dumps(arguments), env=environment, capture_output=True, text=True)
-    if not check:
-        return done
-    results = [json.loads(line) for line in done.stdout.splitlines()]
-    assert done.returncode == 0, f"after {len(results)} results: {done.stderr[-3000:]}"
-    return results
+# Fewer lengths, of every kind: alone, below a tile, of whole tiles, beyond one, of many.
+QUICK = GRID | {"l": (1, 17, 64, 100, 127, 300), "s": (1, 33, 77, 128, 500)}
 
 
 def pairwise(grid: dict[str, Any], seed: int) -> list[dict[str, Any]]:
@@ -107,45 +91,62 @@ def sized(case: dict[str, Any]) -> dict[str, Any]:
     return case | {"batch": 1 if large or not case["lengths"] else 2, "kv": 1 if large or case["groups"] == 4 else 2}
 
 
-def too_far(cases: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+def too_far(cases: list[dict[str, Any]], errors: list[tuple[float, float]]) -> list[tuple[Any, ...]]:
     """Return the cases whose errors exceed the bound, which is meant for many numbers: errors of few scatter."""
     bad = []
-    for case, errors in zip(cases, work("accuracy", cases), strict=True):
+    for case, found in zip(cases, errors, strict=True):
         heads = 1 if case["layout"] == "expanded" else case["groups"] * case["kv"] * case.get("batch", 2)
         rows = min(case["l"], case["s"]) if case.get("causal") else case["l"]
         scatter = 4 / math.sqrt(heads * rows * min(case["s"], case["d"]))
-        if max(errors) > BOUNDS[case["dtype"]] * (1 + scatter):
-            bad.append((*errors, case))
+        if max(found) > BOUNDS[case["dtype"]] * (1 + scatter):
+            bad.append((*found, case))
     return bad
 
 
-@pytest.mark.parametrize("dtype", BOUNDS)
-def test_agrees_with_float64(dtype: str) -> None:
-    assert not too_far([sized(case) for case in pairwise(GRID, 0) if case["dtype"] == dtype])
+def grid(dtype: str) -> list[dict[str, Any]]:
+    """Return the cases of one type in which every two values of every two factors meet."""
+    return [sized(case) for case in pairwise(QUICK, 0) if case["dtype"] == dtype]
+
+
+def large(dtype: str) -> list[dict[str, Any]]:
+    """Common to all tokens: 30 times their own part. Logits: standard deviation 100."""
+    base = {"groups": 1, "batch": 1, "kv": 1, "l": 200, "s": 300, "d": 64, "dtype": dtype, "layout": "bhsd"}
+    base |= {"tangents": (1, 1, 1)}
+    cases = [base | {"common": {name: 30.0}} for name in ("k", "v", "tq", "tk", "tv")]
+    cases += [base | {"common": dict.fromkeys(("k", "v", "tk", "tv"), 30.0)}]
+    cases += [base | {"common": {"v": 30.0, "tk": 30.0}, "tangents": (1, 1, 0)}]
+    return [*cases, base | {"times": {"q": 10.0, "k": 10.0}}]
+
+
+def between() -> list[dict[str, Any]]:
+    """Return head dimensions that are no sum of two powers of two that the grid has."""
+    base = {"groups": 2, "kv": 1, "l": 33, "s": 70, "dtype": "float32", "tangents": (1, 1, 1)}
+    layouts = [{"layout": "bshd"}, {"layout": "packed", "front": True}]
+    return [base | layout | {"d": d} for layout in layouts for d in (24, 56, 104, 136, 160, 200)]
+
+
+CASES = {f"grid-{dtype}": grid(dtype) for dtype in BOUNDS}
+CASES |= {f"large-{dtype}": large(dtype) for dtype in ("bfloat16", "float16")}
+CASES |= {"dimensions-between": between()}
+
+
+@pytest.fixture(scope="module")
+def errors() -> dict[str, list[tuple[float, float]]]:
+    """Return the errors of all cases, from one process."""
+    found = iter(work("accuracy", list(itertools.chain.from_iterable(CASES.values()))))
+    return {name: list(itertools.islice(found, len(cases))) for name, cases in CASES.items()}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_agrees_with_float64(name: str, errors: dict[str, list[tuple[float, float]]]) -> None:
+    assert not too_far(CASES[name], errors[name])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dim", DIMS)
 def test_agrees_with_float64_everywhere(dim: int) -> None:
-    assert not too_far([sized(case) for case in full(1) if case["d"] == dim])
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_accuracy_where_much_is_common_or_large(dtype: str) -> None:
-    """Common to all tokens: 30 times their own part. Logits: standard deviation 100."""
-    base = {"groups": 1, "batch": 1, "kv": 2, "l": 200, "s": 300, "d": 64, "dtype": dtype, "layout": "bhsd"}
-    base |= {"tangents": (1, 1, 1)}
-    cases = [base | {"common": {name: 30.0}} for name in ("k", "v", "tq", "tk", "tv")]
-    cases += [base | {"common": dict.fromkeys(("k", "v", "tk", "tv"), 30.0)}]
-    cases += [base | {"common": {"v": 30.0, "tk": 30.0}, "tangents": (1, 1, 0)}]
-    cases += [base | {"times": {"q": 10.0, "k": 10.0}}]
-    assert not too_far(cases)
-
-
-def test_head_dimensions_between() -> None:
-    base = {"groups": 2, "kv": 1, "l": 33, "s": 70, "dtype": "float32", "tangents": (1, 1, 1)}
-    layouts = [{"layout": "bshd"}, {"layout": "packed", "front": True}]
-    assert not too_far([base | layout | {"d": d} for layout in layouts for d in (24, 56, 104, 136, 160, 200)])
+    cases = [sized(case) for case in full(1) if case["d"] == dim]
+    assert not too_far(cases, work("accuracy", cases))
 
 
 def test_an_access_out_of_bounds_is_a_crash() -> None:
@@ -157,33 +158,16 @@ def test_an_access_out_of_bounds_is_a_crash() -> None:
 def test_strides_beyond_32_bits() -> None:
     """Batches 2³¹ elements apart: 8 GB of addresses, of which few are touched."""
     base = {"groups": 1, "kv": 1, "l": 20, "s": 20, "d": 16, "dtype": "float16", "tangents": (1, 1, 1)}
-    assert not too_far([base | {"layout": "far"}])
+    cases = [base | {"layout": "far"}]
+    assert not too_far(cases, work("accuracy", cases))
 
 
-# -- properties and composition --------------------------------------------------------------------------------------
+# -- what holds of it alone; the rest is in `test_attention` ---------------------------------------------------------
 
 
-@cache
-def properties() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("triton_properties", HERE / "triton_properties.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-CHECKS = list(properties().CHECKS)
-
-
-@pytest.fixture(scope="module")
-def outcomes() -> dict[str, str]:
-    return dict(work(",".join(CHECKS)))
-
-
-@pytest.mark.parametrize("name", CHECKS)
-def test_property(name: str, outcomes: dict[str, str]) -> None:
-    assert not outcomes[name], outcomes[name]
+@pytest.mark.parametrize("name", triton_properties.CHECKS)
+def test_property(name: str, interpreted: dict[str, str]) -> None:
+    assert not interpreted[name], interpreted[name]
 
 
 # -- compilation -----------------------------------------------------------------------------------------------------
@@ -212,12 +196,9 @@ def compilations(chip: str, dtype: str, *dims: int, subset: Any = (1, 1, 1), mas
     return [{"chip": chip, "d": d, "dtype": dtype, "tangents": subset, "causal": masks, "lengths": masks} for d in dims]
 
 
-def test_compiles_for_hopper() -> None:
-    assert not gate(compilations("hopper", "bfloat16", 64, 72, 128))
-
-
-def test_compiles_for_ampere_and_cdna() -> None:
-    assert not gate([*compilations("ampere", "bfloat16", 64), *compilations("cdna", "bfloat16", 64)])
+def test_compiles_for_every_chip() -> None:
+    hopper = compilations("hopper", "bfloat16", 64, 72, 128)
+    assert not gate([*hopper, *compilations("ampere", "bfloat16", 64), *compilations("cdna", "bfloat16", 64)])
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ alone. Inputs and results lie against a page that nobody may touch: an access ou
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import math
 import mmap
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scmreg.attention import AttentionOptions, operation_of, visible
+from scmreg.attention import AttentionOptions, operation_of
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 libc = ctypes.CDLL(None, use_errno=True)
@@ -104,19 +105,10 @@ def exact(
     primals: list[Tensor], tangents: list[Tensor | None], options: AttentionOptions
 ) -> tuple[Tensor, Tensor | None]:
     """Return value and tangent of explicit softmax attention in float64, by autograd's own rules."""
+    from attention_reference import reference
 
-    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-        logits = options.scale * (q @ k.mT)
-        mask = visible(options, q.shape[2], torch.arange(k.shape[2]), k.shape[2])
-        if mask is None:
-            return torch.softmax(logits, -1) @ v
-        logits = logits.masked_fill(~mask, float("-inf"))
-        top = logits.detach().amax(-1, keepdim=True)
-        weight = torch.exp(logits - top.masked_fill(top == float("-inf"), 0.0))
-        total = weight.sum(-1, keepdim=True)
-        return weight / total.masked_fill(total == 0, 1.0) @ v
-
+    keywords = {"scale": options.scale, "causal": options.causal, "key_lengths": options.key_lengths}
+    attention = functools.partial(reference, **keywords)
     wide = [x.double() for x in primals]
     if all(tx is None for tx in tangents):
         return attention(*wide), None
@@ -163,6 +155,7 @@ def accuracy(cases: list[dict[str, Any]]) -> Iterator[tuple[float, float]]:
     from scmreg_attention import launch
 
     operation = operation_of("triton")
+
     if any(case["dtype"] == "bfloat16" for case in cases):
         teach_bfloat16()
     seen: dict[str, Any] = {}
@@ -287,6 +280,18 @@ def read_amd(assembly: str) -> dict[str, Any]:
     return {"spilled": sum(map(int, re.findall(r"\.vgpr_spill_count:\s+(\d+)", assembly)))}
 
 
+def properties(names: list[str]) -> Iterator[tuple[str, str]]:
+    """Run checks by their names; yield each name with its traceback, empty if it held."""
+    import attention_composition
+    import attention_properties
+    import attention_reference
+    import triton_properties
+
+    both = attention_properties.CHECKS | attention_composition.CHECKS
+    known = {name: functools.partial(check, "triton") for name, check in both.items()} | triton_properties.CHECKS
+    return attention_reference.run({name: known[name] for name in names})
+
+
 def main() -> None:
     """Run a task and print what it yields, a line of JSON each."""
     torch.set_num_threads(1)
@@ -299,9 +304,7 @@ def main() -> None:
     elif task == "trespass":
         results = [trespass()]
     else:
-        import triton_properties
-
-        results = triton_properties.run(task)
+        results = properties(arguments)
     for result in results:
         assert not (isinstance(result, float) and math.isnan(result))
         print(json.dumps(result), flush=True)
