@@ -58,14 +58,14 @@ def masked(p: Three, t: Three, subset: tuple[bool, ...]) -> tuple[Any, Any]:
 
 def jvp(f: Any, p: Three, t: Three) -> tuple[Tensor, Tensor]:
     out, tangent = func.jvp(f, p, t)
-    return out, tangent.detach()
+    return out, tangent
 
 
 def dual(f: Any, p: Three, t: Any) -> tuple[Tensor, Tensor]:
     with fwad.dual_level():
         duals = (x if tx is None else fwad.make_dual(x, tx) for x, tx in zip(p, t, strict=True))
         out = fwad.unpack_dual(f(*duals))
-        return out.primal, out.tangent.detach()
+        return out.primal, out.tangent
 
 
 # -- one transform ---------------------------------------------------------------------------------------------------
