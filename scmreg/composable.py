@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from scmreg.attention import AttentionOptions, Operation, Refuses, over_batches, stopped, takes_all
 from scmreg.errors import UnavailableError
@@ -34,7 +35,7 @@ class Kernel:
     """``(q, k, v, tq, tk, tv, options, results)``: fill ``results = (o, to, lse)``. An absent tangent is ``None``;
     without any, ``to`` is empty. Where nothing is seen, ``o`` and ``to`` are zero."""
     gradients: Callable[..., Three]
-    """``(grad, q, k, v, o, lse, options) -> (dq, dk, dv)``, each of the shape of its input; of nothing it is not asked."""
+    """``(grad, q, k, v, o, lse, options) -> (dq, dk, dv)``, each of the shape of its input, none of which is empty."""
     keeps_lse: bool = False
     """Whether ``lse``, the log-sum-exp of the logits, ``(B, H, L)`` in float32, is filled too; else it is empty."""
 
@@ -92,7 +93,7 @@ def _attend(
 
 
 # Should the compiler be at work around us, it has no business in a kernel.
-@torch._disable_dynamo
+@_disable_dynamo
 def _compute(
     kernel: Kernel,
     q: Tensor,
@@ -111,7 +112,7 @@ def _compute(
     return results
 
 
-@torch._disable_dynamo
+@_disable_dynamo
 def _gradients(
     kernel: Kernel,
     grad: Tensor,
