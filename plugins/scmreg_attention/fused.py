@@ -20,6 +20,7 @@ from torch import Tensor
 
 from scmreg.attention import AttentionOptions
 from scmreg.errors import UnavailableError
+from scmreg_attention import stock
 from scmreg_attention.chunked import _gradients
 from scmreg_attention.launch import INTERPRETED, launch
 
@@ -161,8 +162,11 @@ def attention(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return ``(o, to, lse)``: ``to`` is empty without tangents, ``lse (B, H, L)`` in natural units and float32.
 
-    The results have the memory layout of ``q``, as ``torch.empty_like`` understands it.
+    Without tangents torch's own kernels compute it where they can, else ours with one accumulator. The results have
+    the memory layout of ``q``, as ``torch.empty_like`` understands it.
     """
+    if tq is None and tk is None and tv is None and (found := stock.value(q, k, v, key_lengths, scale, causal)):
+        return found[0], q.new_empty(0), found[1]
     results = _results(q, tq, tk, tv)
     if results[0].numel() == 0:
         return results
@@ -208,9 +212,9 @@ def attention_backward(
     scale: float,
     causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``(dq, dk, dv)``, by torch's flash attention where it can, else chunk by chunk in plain torch."""
-    if key_lengths is None and (not causal or q.shape[2] == k.shape[2]) and _flash_serves(q):
-        gradients = _flash_gradients(grad, q, k, v, out, lse, scale, causal)
+    """Return ``(dq, dk, dv)``, by torch's flash attention where it serves, else chunk by chunk in plain torch."""
+    if stock.serves(q, k, key_lengths, causal):
+        gradients = stock.gradients(grad, q, k, v, out, lse, scale, causal)
     else:
         options = AttentionOptions(scale, causal, key_lengths)
         gradients = _gradients(q, k, v, out, lse, grad, options, CHUNK)
@@ -255,37 +259,6 @@ def _over_batches(operator: Any) -> Any:
 
 attention.register_vmap(_over_batches(attention))
 attention_backward.register_vmap(_over_batches(attention_backward))
-
-
-def _flash_serves(q: Tensor) -> bool:
-    """Whether torch's flash attention has a backward for such tensors that takes an ``lse`` which it has not made."""
-    return not q.is_cuda or (torch.version.hip is None and q.dtype != torch.float32 and q.shape[3] % 8 == 0)
-
-
-def _flash_gradients(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, causal: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    gradients: tuple[Tensor, Tensor, Tensor]
-    if q.is_cuda:
-        inputs = [_regular(x) for x in (grad, q, k, v, out)]
-        lengths, random = (None, None, q.shape[2], k.shape[2]), q.new_empty(2, dtype=torch.int64)
-        gradients = torch.ops.aten._scaled_dot_product_flash_attention_backward(
-            *inputs, lse, *lengths, 0.0, causal, random, random, scale=scale
-        )
-        return gradients
-    groups = q.shape[1] // k.shape[1]
-    shared = (x.repeat_interleave(groups, 1) for x in (k, v))
-    gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        grad, q, *shared, out, lse, 0.0, causal, scale=scale
-    )
-    dq, dk, dv = gradients
-    return dq, dk.unflatten(1, (-1, groups)).sum(2), dv.unflatten(1, (-1, groups)).sum(2)
-
-
-def _regular(x: Tensor) -> Tensor:
-    """Return the tensor, or a copy if the flash kernels could not read it in pieces of 16 bytes."""
-    even = all(stride > 0 and stride % 8 == 0 for stride in x.stride()[:3]) and x.data_ptr() % 16 == 0
-    return x if even and x.stride(3) == 1 else x.contiguous()
 
 
 attention.register_autograd(_backward, setup_context=lambda ctx, inputs, output: _save(ctx, inputs, output))

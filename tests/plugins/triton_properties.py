@@ -288,10 +288,7 @@ def check_second_derivatives_are_refused() -> None:
     p, t = tensors()
     with pytest.raises(NotImplementedError):
         func.jvp(lambda x: func.jvp(lambda y: ours(y, *p[1:]), (x,), (t[0],))[1], (p[0],), (t[0],))
-    leaf = p[0].clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(ours(leaf, *p[1:]).square().sum(), leaf, create_graph=True)
-    with pytest.raises(UnavailableError, match="once, not twice"):
-        gradient.sum().backward()
+    check_second_gradients_are_refused()
 
 
 def check_lse() -> None:
@@ -302,6 +299,70 @@ def check_lse() -> None:
     _, _, lse = fused.attention(q, k, v, None, None, None, torch.tensor([0, 50]), 0.3, False)
     assert not lse[0].any()
     torch.testing.assert_close(lse[1], torch.logsumexp(0.3 * q[1] @ k[1, :, :50].mT, -1), rtol=1e-5, atol=1e-5)
+
+
+def check_torch_in_place_of_the_kernel() -> None:
+    """What torch computes where there is no tangent keeps all promises; on the CPU its kernel for the CPU stands in."""
+    from scmreg_attention import fused, stock
+
+    asked: list[Tensor] = []
+
+    def value(
+        q: Tensor, k: Tensor, v: Tensor, key_lengths: Tensor | None, scale: float, causal: bool
+    ) -> tuple[Tensor, Tensor]:
+        asked.append(q)
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+        operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out, lse = operator(q, k, v, 0.0, causal, scale=scale)
+        return torch.empty_like(q).copy_(out), lse.contiguous()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stock, "value", value)
+        patch.setattr(fused, "launch", None)
+        for sizes in ({}, {"l": 70}):
+            p, _ = tensors(**sizes)
+
+            def gradient(f: Any, p: Three = p) -> Any:
+                leaves = fresh(p)
+                out = f(*leaves)
+                return out, *grads(out, leaves)
+
+            same(gradient)
+        check_gradient_of_layouts()
+        same(lambda f: func.grad(lambda *p: f(*p).square().sum(), (0, 1, 2))(*p))
+        batched = tuple(torch.stack([x, x.flip(2), -x]) for x in p)
+        same(lambda f: func.vmap(f)(*batched))
+        same(lambda f: func.vmap(func.grad(lambda q, k, v: f(q, k, v).square().sum()))(*batched))
+        compiled = torch.compile(ours, fullgraph=True, dynamic=True, backend="aot_eager")
+
+        def step(f: Any) -> Any:
+            leaves = fresh(p)
+            out = (compiled if f is ours else f)(*leaves)
+            return out, *grads(out, leaves)
+
+        same(step)
+        check_second_gradients_are_refused()
+    assert len(asked) >= 7
+
+
+def check_second_gradients_are_refused() -> None:
+    p, _ = tensors()
+    leaf = p[0].clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(ours(leaf, *p[1:]).square().sum(), leaf, create_graph=True)
+    with pytest.raises(UnavailableError, match="once, not twice"):
+        gradient.sum().backward()
+
+
+def check_nothing_is_timed_in_the_interpreter() -> None:
+    from scmreg_attention import launch, tune
+
+    p, t = tensors()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tune, "quickest", None)
+        attend_jvp(*p, *t, backend="triton")
+        ours(*p)
+    assert len(launch.candidates(16, 4, launch.architecture(p[0].device), True)) == 1
+    assert not tune.choices()
 
 
 # -- what it refuses ---------------------------------------------------------------------------------------------------

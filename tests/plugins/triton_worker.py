@@ -239,7 +239,9 @@ def compile_offline(case: dict[str, Any]) -> dict[str, Any]:
         function = kernel.means
     else:
         causal = bool(case.get("causal"))
-        _, arguments = launch.arguments(inputs, results, scale=0.1, causal=causal, architecture=chip)
+        sizes = launch.candidates(dim, x.element_size(), chip, any(case["tangents"]))
+        size = sizes[case.get("candidate", 0)]
+        _, arguments = launch.arguments(inputs, results, size, scale=0.1, causal=causal, architecture=chip)
         function = kernel.attention
     backend = make_backend(target)
     settings = {name: arguments.pop(name) for name in ("num_warps", "num_stages") if name in arguments}
