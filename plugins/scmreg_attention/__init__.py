@@ -46,9 +46,14 @@ class Chunked(Attention, name="chunked"):
 class Triton(Attention, name="triton"):
     """Run one kernel over the keys for the value and its tangent: on a GPU, with linear memory.
 
-    In float32, bfloat16 and float16, for head dimensions up to 256. The gradient of the value comes from torch's flash
-    attention where that serves, else from plain torch in chunks of keys. The kernel runs on the CPU, slowly, where the
+    In float32, bfloat16 and float16, for head dimensions up to 256. A value without tangent, and the gradient of any
+    value, come from torch's own attention where that is exact with linear memory; where not, the value comes from this
+    kernel and the gradient from plain torch in chunks of keys. The kernel runs on the CPU, slowly, where the
     environment variable ``TRITON_INTERPRET`` is 1.
+
+    The first call for a class of work times several block sizes and keeps the quickest for the process
+    (:func:`scmreg_attention.tune.choices` says which). They differ in how results are rounded, so nothing is timed
+    under ``torch.use_deterministic_algorithms``.
     """
 
     formula = "as chunked, with tS - c for tS; c = scale (tQ·mean K + Q·mean tK), which all keys share, cancels"
