@@ -238,8 +238,8 @@ def test_compiles_for_hopper() -> None:
 
 
 def test_other_candidates_compile_for_hopper() -> None:
-    assert not gate(alternatives("hopper", 64, "bfloat16", [(1, 1, 1)], [True])[:1])
-    assert not gate(alternatives("hopper", 128, "bfloat16", [(1, 1, 1), (0, 0, 0)], [False])[1:3])
+    cases = alternatives("hopper", 64, "bfloat16", [(1, 1, 1)], [True])[:1]
+    assert not gate(cases + alternatives("hopper", 128, "bfloat16", [(1, 1, 1), (0, 0, 0)], [False])[1:3])
 
 
 def test_compiles_for_ampere_and_cdna() -> None:
@@ -403,6 +403,20 @@ def test_torch_is_not_asked_for_what_it_cannot_do_exactly(
     monkeypatch.setattr(torch.version, "hip", change.get("hip"))
     rest = BASE | {name: x for name, x in change.items() if name in BASE}
     assert stock.value(**tensors, **rest) is None
+
+
+def test_the_layout_of_what_torch_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operators promise the layout of ``q`` to the compiler; torch's kernels promise none."""
+    q = torch.randn(2, 33, 4, 64).bfloat16().transpose(1, 2)
+    made = q.clone(memory_format=torch.contiguous_format), torch.randn(33, 4, 2).permute(2, 1, 0)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
+    monkeypatch.setattr(torch, "_fused_sdp_choice", lambda *_, **__: SDPBackend.FLASH_ATTENTION.value)
+    monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_flash_attention", lambda *_, **__: made)
+    found = stock.value(q, q, q, **BASE)
+    assert found is not None
+    assert found[0].stride() == q.stride() != made[0].stride()
+    assert found[1].is_contiguous()
+    assert all(torch.equal(x, y) for x, y in zip(found, made, strict=True))
 
 
 def test_pieces_of_16_bytes() -> None:
