@@ -8,7 +8,7 @@ from attention_reference import checks, rounded, tensors
 from torch import func
 
 import scmreg
-from scmreg import attend, composable
+from scmreg import attend, attend_jvp, composable
 from scmreg.attention import AUTO, AttentionOptions, choose, operation_of, prepare
 from scmreg.errors import UnavailableError
 
@@ -68,6 +68,18 @@ def check_it_is_there_but_not_chosen_on_the_cpu() -> None:
     p, _ = rounded("triton", tensors())
     assert choose(*p)[0] == "chunked"
     assert operation_of("triton").refuses(*p, AttentionOptions(1.0)) is None
+
+
+def check_nothing_is_timed_in_the_interpreter() -> None:
+    from scmreg_attention import launch, tune
+
+    p, t = rounded("triton", tensors())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tune, "quickest", None)
+        attend_jvp(*p, *t, backend="triton")
+        attend(*p, backend="triton")
+    assert len(launch.candidates(16, 4, launch.architecture(p[0].device), True)) == 1
+    assert not tune.choices()
 
 
 CHECKS = checks(globals())

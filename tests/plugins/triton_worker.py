@@ -196,6 +196,7 @@ def trespass() -> None:
     """Read one row too many, to show that the fence is seen."""
     from scmreg_attention import launch
 
+    operation_of("triton")  # is tried, and right so far
     original = launch.arguments
 
     def longer(*args: Any, **keywords: Any) -> Any:
@@ -210,6 +211,14 @@ def trespass() -> None:
     )
 
 
+TARGETS = {
+    "blackwell": ("cuda", 100, 32),
+    "hopper": ("cuda", 90, 32),
+    "ampere": ("cuda", 80, 32),
+    "cdna": ("hip", "gfx942", 64),
+}
+
+
 def compile_offline(case: dict[str, Any]) -> dict[str, Any]:
     """Compile what a launch would compile for a chip that is not here; return the figures that can be read."""
     from triton import knobs
@@ -221,7 +230,7 @@ def compile_offline(case: dict[str, Any]) -> dict[str, Any]:
     from scmreg_attention import kernel, launch
 
     chip, dim = case["chip"], case["d"]
-    target = GPUTarget(*{"hopper": ("cuda", 90, 32), "ampere": ("cuda", 80, 32), "cdna": ("hip", "gfx942", 64)}[chip])
+    target = GPUTarget(*TARGETS[chip])
     x = torch.empty(2, 4, 32, dim, dtype=DTYPES[case["dtype"]])
     tangents = [x if given else None for given in case["tangents"]]
     mean = torch.empty(2, 4, dim)
@@ -234,7 +243,9 @@ def compile_offline(case: dict[str, Any]) -> dict[str, Any]:
         function = kernel.means
     else:
         causal = bool(case.get("causal"))
-        _, arguments = launch.arguments(inputs, results, scale=0.1, causal=causal, architecture=chip)
+        sizes = launch.candidates(dim, x.element_size(), chip, any(case["tangents"]))
+        size = sizes[case.get("candidate", 0)]
+        _, arguments = launch.arguments(inputs, results, size, scale=0.1, causal=causal, architecture=chip)
         function = kernel.attention
     backend = make_backend(target)
     settings = {name: arguments.pop(name) for name in ("num_warps", "num_stages") if name in arguments}
@@ -258,7 +269,8 @@ def read_ptx(ptx: str, knobs: Any) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         source, binary = Path(folder) / "x.ptx", Path(folder) / "x.cubin"
         source.write_text(ptx)
-        command = [knobs.nvidia.ptxas.path, "-v", "--regAllocOptLevel=2", f"--gpu-name={arch}", source, "-o", binary]
+        assembler = knobs.nvidia.ptxas_blackwell if arch.startswith("sm_10") else knobs.nvidia.ptxas
+        command = [assembler.path, "-v", "--regAllocOptLevel=2", f"--gpu-name={arch}", source, "-o", binary]
         log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
         dump = [knobs.nvidia.cuobjdump.path, "-sass", binary]
         sass = subprocess.run(dump, check=True, capture_output=True, text=True).stdout
@@ -267,7 +279,8 @@ def read_ptx(ptx: str, knobs: Any) -> dict[str, Any]:
         "spilled": sum(map(int, re.findall(r"(\d+) bytes spill", log))),
         "serialized": "serialized" in log,
         "hgmma": sass.count("HGMMA"),
-        "hmma": sass.count("HMMA"),
+        "hmma": sass.count(" HMMA"),
+        "tcmma": sass.count("UTCHMMA"),
         # Conversions of one number at a time, at an eighth of the rate of two.
         "slow_casts": sass.count("F2F."),
     }
