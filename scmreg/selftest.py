@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 import threading
 from dataclasses import asdict, dataclass
@@ -69,7 +70,8 @@ def _environment(backend: str, component: type, device: torch.device) -> str:
         files = sorted(path.parent.glob("*.py")) if path.name == "__init__.py" else [path]
         sources += [each.read_bytes() for each in files]
     chip = torch.cuda.get_device_properties(device) if device.type == "cuda" else device.type
-    told = (backend, torch.__version__, torch.version.cuda, torch.version.hip, _triton(), str(chip))
+    interpreted = os.environ.get("TRITON_INTERPRET")
+    told = (backend, torch.__version__, torch.version.cuda, torch.version.hip, _triton(), interpreted, str(chip))
     return hashlib.sha256(repr((told, sources)).encode()).hexdigest()[:16]
 
 
@@ -89,7 +91,7 @@ def _examine(backend: str, device: torch.device, compiling: bool) -> Examination
         trials.append(("compiled", torch.float32, True))
     for name, dtype, compiled in trials:
         try:
-            cases = [case for case in CASES if not _refused(backend, case.to(device, dtype))]
+            cases = [case for case in _cases() if not _refused(backend, case.to(device, dtype))]
             if not cases:
                 continue
             errors[name] = max(_error(backend, case, device, dtype, compiled) for case in cases)
@@ -130,8 +132,9 @@ def _case(key_heads: int, causal: bool, key_lengths: Tensor | None) -> _Case:
     return _Case(drawn[:3], drawn[3:], causal, key_lengths)
 
 
-CASES = (_case(4, False, None), _case(2, True, torch.tensor([37, 21])))
-"""All is seen, and less; a backend is tried on those that it does not refuse."""
+def _cases() -> tuple[_Case, ...]:
+    """Return a case in which all is seen, and one in which less is; a backend is tried on those it does not refuse."""
+    return _case(4, False, None), _case(2, True, torch.tensor([37, 21]))
 
 
 def _refused(backend: str, case: _Case) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -207,6 +208,17 @@ def test_modes_of_the_caller_do_not_matter(mode: Any) -> None:
     assert found.failure is None
     assert set(found.errors) == {"float64", "float32", "float16", "bfloat16", "compiled"}
     assert found.errors["float32"] < 1e-6
+
+
+def test_the_first_call_of_a_process_may_be_under_vmap() -> None:
+    code = """
+import torch, scmreg
+x = torch.randn(3, 1, 2, 4, 8)
+out = torch.func.vmap(lambda x: scmreg.attend(x, x, x))(x)
+assert torch.allclose(out[0], torch.softmax(x[0] @ x[0].mT / 8**0.5, -1) @ x[0], atol=1e-6)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_it_begins_inside_a_jvp() -> None:
