@@ -151,6 +151,8 @@ def choose(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions | None = N
     return "chunked", f"memory linear in the length; not triton: {reason}"
 
 
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""What can be attended to."""
 AUTO = ("chunked", "triton")
 """Backends that ``auto`` chooses from."""
 
@@ -244,14 +246,16 @@ def over_batches(
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """Call a function whose tensors all begin with the batch; a mapped dimension of ``size`` joins the batch."""
 
-    def join(x: Any, dim: int | None) -> Any:
+    def apart(x: Any, dim: int | None) -> Any:
         if not isinstance(x, Tensor):
             return x
-        return (x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
+        return x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
 
-    results = function(*map(join, inputs, in_dims))
+    mapped = [apart(x, dim) for x, dim in zip(inputs, in_dims, strict=True)]
+    batch = next(x.shape[1] for x in mapped if isinstance(x, Tensor))
+    results = function(*(x.flatten(0, 1) if isinstance(x, Tensor) else x for x in mapped))
     # What was not asked for is empty and has no batch.
-    parted = tuple(x.unflatten(0, (size, -1)) if x.ndim > 1 else x.expand(size, 0) for x in results)
+    parted = tuple(x.unflatten(0, (size, batch)) if x.ndim > 1 else x.expand(size, 0) for x in results)
     return parted, (0,) * len(parted)
 
 
@@ -294,11 +298,12 @@ def operation_of(name: str) -> Operation:
 def _examine(name: str, component: type[Attention]) -> None:
     from scmreg.selftest import examination
 
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    if failure := examination(name, component, device).failure:
+    found = examination(name, component)
+    if found.failure:
         del _operations[name]
         raise WrongResultError(
-            f"attention '{name}' is wrong on {device}, against math: {failure}", "backend='math' is slow and right"
+            f"attention '{name}' fails its trial against math, on {found.device}: {found.failure}",
+            "backend='math' is slow and right",
         )
 
 
@@ -335,8 +340,8 @@ def _options(
         raise ValueError(f"attend takes (batch, heads, length, dim) tensors, not {shapes()}")
     if 0 in (q.shape[1], q.shape[3], k.shape[1]):
         raise ValueError(f"there must be heads, and a dimension: {shapes()}")
-    if not q.is_floating_point():
-        raise ValueError(f"attend takes real floating-point numbers, not {q.dtype}")
+    if q.dtype not in DTYPES:
+        raise ValueError(f"attend takes floating-point numbers of 16 to 64 bits, not {q.dtype}")
     if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise ValueError(f"batch and dim must agree, and k and v in shape: {shapes()}")
     if q.shape[1] % k.shape[1]:

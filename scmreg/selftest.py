@@ -1,6 +1,6 @@
 """Whether an attention backend computes what it should on this machine: tried once in every new environment.
 
-A kernel that is right on one chip, driver or version of torch may be wrong on another, and a wrong tangent looks like a
+A kernel that is right on one chip or version of torch may be wrong on another, and a wrong tangent looks like a
 model that trains badly. So the first look-up of a backend compares it with `math` in float64 on a small case: value,
 tangent and gradient, eagerly and compiled.
 """
@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,9 +42,12 @@ class Examination:
     """What is wrong; ``None`` if nothing is."""
 
 
-def examination(backend: str, component: type, device: torch.device) -> Examination:
-    """Compare a backend with `math` on a device, or recall a comparison that was made in this environment."""
-    path = cache.folder() / f"attention-{_environment(backend, component, device)}.json"
+def examination(backend: str, component: type) -> Examination:
+    """Compare a backend with `math`, or recall a comparison that was made in this environment.
+
+    It is tried on the CPU, or on the GPU if it takes nothing there.
+    """
+    path = cache.folder() / f"attention-{_environment(backend, component)}.json"
     try:
         return Examination(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
@@ -52,26 +56,37 @@ def examination(backend: str, component: type, device: torch.device) -> Examinat
     tracing = torch._guards.TracingContext.try_get() is not None
     found: list[Examination] = []
     # In a thread of its own: it has none of the caller's modes, be it of differentiation, mapping or precision.
-    thread = threading.Thread(target=lambda: found.append(_examine(backend, device, not tracing)))
+    thread = threading.Thread(target=lambda: found.extend(_examine_all(backend, not tracing)))
     thread.start()
     thread.join()
     # A failure is not kept: the memory of a device may only have been full.
-    if not tracing and found[0].failure is None:
-        cache.write(path, json.dumps(asdict(found[0])))
-    return found[0]
+    if not tracing and found[-1].failure is None:
+        cache.write(path, json.dumps(asdict(found[-1])))
+    return found[-1]
 
 
-def _environment(backend: str, component: type, device: torch.device) -> str:
+def _examine_all(backend: str, compiling: bool) -> Iterator[Examination]:
+    """Examine on one device after another until something has been computed."""
+    for device in ("cpu", *["cuda"] * torch.cuda.is_available()):
+        found = _examine(backend, torch.device(device), compiling)
+        yield found
+        if found.errors or found.failure:
+            return
+
+
+def _environment(backend: str, component: type) -> str:
     """Return a digest of all that could change the outcome."""
-    modules = [sys.modules[name] for name in ("scmreg.attention", "scmreg.composable", __name__, component.__module__)]
+    names = ("scmreg.attention", "scmreg.composable", __name__, component.__module__)
     sources: list[bytes] = []
-    for file in filter(None, (getattr(module, "__file__", None) for module in modules)):
-        path = Path(file)
-        files = sorted(path.parent.glob("*.py")) if path.name == "__init__.py" else [path]
-        sources += [each.read_bytes() for each in files]
-    chip = torch.cuda.get_device_properties(device) if device.type == "cuda" else device.type
+    for module in (sys.modules[name] for name in names):
+        package = sys.modules.get((getattr(module, "__package__", "") or "").partition(".")[0])
+        folders = [] if package is None or package.__name__ == "scmreg" else getattr(package, "__path__", [])
+        files = [file for folder in folders for file in sorted(Path(folder).rglob("*.py"))]
+        own = getattr(module, "__file__", None)
+        sources += [file.read_bytes() for file in files or ([Path(own)] if own else [])]
+    chip = str(torch.cuda.get_device_properties("cuda")) if torch.cuda.is_available() else ""
     interpreted = os.environ.get("TRITON_INTERPRET")
-    told = (backend, torch.__version__, torch.version.cuda, torch.version.hip, _triton(), interpreted, str(chip))
+    told = (backend, torch.__version__, torch.version.cuda, torch.version.hip, _triton(), interpreted, chip)
     return hashlib.sha256(repr((told, sources)).encode()).hexdigest()[:16]
 
 

@@ -281,7 +281,7 @@ def check_key_lengths_that_are_not_whole_are_refused(backend: str) -> None:
 
 
 def check_what_are_no_numbers_are_refused(backend: str) -> None:
-    for dtype in (torch.int64, torch.bool, torch.complex64):
+    for dtype in (torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn):
         refused(backend, "floating-point numbers", lambda *p, dtype=dtype: tuple(x.to(dtype) for x in p))
 
 
