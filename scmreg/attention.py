@@ -333,6 +333,10 @@ def _options(
 
     if not q.ndim == k.ndim == v.ndim == 4:
         raise ValueError(f"attend takes (batch, heads, length, dim) tensors, not {shapes()}")
+    if 0 in (q.shape[1], q.shape[3], k.shape[1]):
+        raise ValueError(f"there must be heads, and a dimension: {shapes()}")
+    if not q.is_floating_point():
+        raise ValueError(f"attend takes real floating-point numbers, not {q.dtype}")
     if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise ValueError(f"batch and dim must agree, and k and v in shape: {shapes()}")
     if q.shape[1] % k.shape[1]:
@@ -340,31 +344,35 @@ def _options(
     if not (q.dtype == k.dtype == v.dtype and q.device == k.device == v.device):
         raise ValueError(f"dtypes and devices differ: {[(str(x.dtype), str(x.device)) for x in (q, k, v)]}")
     if key_lengths is not None:
-        _check_lengths(key_lengths, q, k)
+        key_lengths = _whole_lengths(key_lengths, q, k)
     if scale is not None and not math.isfinite(scale):
         raise ValueError(f"scale is {scale}: the factor of the logits must be a finite number")
     return AttentionOptions(q.shape[3] ** -0.5 if scale is None else scale, causal, key_lengths)
 
 
-def _check_lengths(key_lengths: Tensor, q: Tensor, k: Tensor) -> None:
+def _whole_lengths(key_lengths: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """Return the lengths as int64, looked over."""
+    if not isinstance(key_lengths, Tensor):
+        raise TypeError(f"key_lengths is a {type(key_lengths).__name__}: give a tensor of shape ({q.shape[0]},)")
     if key_lengths.shape != (q.shape[0],):
         raise ValueError(f"key_lengths has shape {tuple(key_lengths.shape)}, expected ({q.shape[0]},)")
     if key_lengths.is_floating_point() or key_lengths.dtype == torch.bool or key_lengths.device != q.device:
         raise ValueError(
             f"key_lengths is {key_lengths.dtype} on {key_lengths.device}, expected whole numbers on {q.device}"
         )
+    key_lengths = key_lengths.to(torch.int64)
     # A look at the values would make a GPU wait, and cannot be had of what is mapped or compiled: there, a length is
     # cut to the number of keys.
-    if torch.compiler.is_compiling() or key_lengths.device.type != "cpu" or type(key_lengths) is not Tensor:
-        return
-    if torch._C._functorch.is_functorch_wrapped_tensor(key_lengths):
-        return
+    hidden = torch.compiler.is_compiling() or type(key_lengths) is not Tensor
+    if hidden or key_lengths.device.type != "cpu" or torch._C._functorch.is_functorch_wrapped_tensor(key_lengths):
+        return key_lengths
     wrong = ((key_lengths < 0) | (key_lengths > k.shape[2])).nonzero().flatten()
     if len(wrong):
         entry = int(wrong[0])
         raise ValueError(
             f"key_lengths[{entry}] is {int(key_lengths[entry])}; there are {k.shape[2]} keys: give 0 to {k.shape[2]}"
         )
+    return key_lengths
 
 
 def visible(options: AttentionOptions, rows: int, keys: Tensor, total: int) -> Tensor | None:

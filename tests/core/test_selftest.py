@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -121,12 +124,55 @@ def test_it_is_tried_once_in_an_environment(fresh: Path, monkeypatch: pytest.Mon
 
 def test_a_changed_source_is_another_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "mine.py"
-    monkeypatch.setattr("inspect.getfile", lambda x: str(path) if x is Attention else chunked.__file__)
+    monkeypatch.setitem(sys.modules, "mine", SimpleNamespace(__file__=str(path)))
+    monkeypatch.setattr(Attention, "__module__", "mine")
     path.write_text("one")
     first = selftest._environment("mine", Attention, CPU)
     assert selftest._environment("mine", Attention, CPU) == first
     path.write_text("two")
     assert selftest._environment("mine", Attention, CPU) != first
+
+
+def test_what_was_written_at_a_prompt_can_be_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mine", SimpleNamespace())
+    monkeypatch.setattr(Attention, "__module__", "mine")
+    assert selftest._environment("mine", Attention, CPU)
+
+
+def test_a_failure_is_not_kept(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        give(RIGHT._replace(forward_jvp=raises), patch)
+        with pytest.raises(WrongResultError, match="no kernel image"):
+            attention.operation_of("chunked")
+    assert not fresh.exists()
+    attention.operation_of("chunked")
+
+
+def test_what_fails_to_say_what_it_refuses_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    give(RIGHT._replace(refuses=raises), monkeypatch)
+    with pytest.raises(WrongResultError, match="no kernel image"):
+        attention.operation_of("chunked")
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_coarse_products_that_the_user_allows_are_not_wrong(precision: str) -> None:
+    torch.set_float32_matmul_precision(precision)
+    try:
+        attention.operation_of("chunked")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_the_backend_of_the_documentation_is_right() -> None:
+    """The kernel of the page, from its text: what is registered under its name is tried like any other."""
+    page = (Path(__file__).parents[2] / "docs/how-to/attention.md").read_text()
+    (text,) = re.findall(r'^```python title="stock.py"\n(.*?)^```$', page, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {"__name__": "stock"}
+    exec(text, names)
+    attention._operations["stock"] = names["Stock"]().build()
+    found = selftest._examine("stock", CPU, True)
+    assert found.failure is None
+    assert {"float64", "float32", "compiled"} <= set(found.errors)
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
