@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from scmreg.component import Component
@@ -20,7 +21,15 @@ from scmreg.process import Process
 from scmreg.proposal import Proposal
 from scmreg.registry import registry
 from scmreg.sampler import OdeSampler, Sampler
-from scmreg.tangent import Normalization, consistency_tangent, evaluate_with_jvp, motion, normalize, segment_ends
+from scmreg.tangent import (
+    Normalization,
+    consistency_tangent,
+    evaluate_with_difference,
+    evaluate_with_jvp,
+    motion,
+    normalize,
+    segment_ends,
+)
 from scmreg.types import Batch, Conditions, Count, NonNegative, NonNegativeInt
 from scmreg.weighting import Weighting
 
@@ -48,9 +57,11 @@ class ContinuousModule(ObjectiveModule):
         cond = objective.told(batch.cond, rng, len(x0))
         pair = objective.direction(setup.teacher, x, t, x0, noise, cond)
         at = motion(denoiser, x, t, *pair, objective.segments)
-        value, jvp_hat = evaluate_with_jvp(
-            nets["model"], denoiser, at, cond, setup.tangent_pass, compiled=setup.compiled
-        )
+        net, part = nets["model"], objective.finite_difference
+        if part is None:
+            value, jvp_hat = evaluate_with_jvp(net, denoiser, at, cond, setup.tangent_pass, compiled=setup.compiled)
+        else:
+            value, jvp_hat = evaluate_with_difference(net, denoiser, at, cond, part)
         warmup = min(1.0, step / objective.warmup) if objective.warmup else 1.0
         raw = consistency_tangent(value.detach(), jvp_hat, at, process.sigma_data, warmup)
         g = normalize(raw, objective.normalization, objective.c)
@@ -87,6 +98,9 @@ class ContinuousConsistency(Objective):
     """Added to the norm of the tangent, so that small tangents stay small."""
     warmup: NonNegativeInt = 600
     """Steps over which the unstable part of the tangent grows to its full size. (sCM: 10000.)"""
+    finite_difference: Annotated[float, Interval(gt=0, lt=1)] | None = None
+    """Takes the tangent from two more evaluations, this share of the time before and after (0.01, say), in place of the
+    exact derivative; for networks without one. Not in half precision."""
     segments: Count = 1
     """Number of segments of time, each with a consistency function of its own that jumps to its beginning: a model of
     several is sampled in as many steps, without new noise."""
@@ -172,7 +186,12 @@ class ContinuousConsistency(Objective):
         return asked if self.segments == 1 else (self.segments,)
 
     def fits(self, recipe: Any) -> str | None:
-        """Refuse to start from the weights of a teacher that has none, and guidance of several segments."""
+        """Refuse weights of a teacher that has none, guidance of several segments, a difference in half precision."""
+        if self.finite_difference is not None and recipe.trainer.precision != "float32":
+            return (
+                f"a finite difference is rounded away in {recipe.trainer.precision}: set trainer.precision=float32, or"
+                " leave out objective.finite_difference"
+            )
         if self.guidance is not None and self.segments > 1:
             return "guidance is distilled into models of one segment only: leave out objective.guidance, or segments"
         if self.start == "teacher" and recipe.teacher.source == "exact":
@@ -222,8 +241,8 @@ class SCT(ContinuousConsistency, name="sct"):
         """Refuse guidance."""
         if self.guidance is not None:
             return (
-                "consistency training cannot be guided: it follows the path of each sample, where there is no prediction"
-                " without class to move away from; distil a guided teacher, --objective scd"
+                "consistency training cannot be guided: it follows the path of each sample, where no prediction without"
+                " class is there to move away from; distil a guided teacher, --objective scd"
             )
         return super().fits(recipe)
 
