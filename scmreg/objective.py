@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from scmreg.component import Component
 from scmreg.data import DataSpec
 from scmreg.denoiser import Denoiser
+from scmreg.process import Process
+from scmreg.registry import registry
+from scmreg.sampler import Sampler
 from scmreg.tangent import TangentPass
 from scmreg.types import Batch, Conditions
 
@@ -101,12 +104,15 @@ class Objective(Component, kind="objective"):
     """Whether ``f(x, 0) = x`` must hold."""
     few_step: ClassVar[bool] = False
     """Whether the result is a model for few-step sampling, to be compared with its teacher."""
-    gives: ClassVar[frozenset[str]] = frozenset()
-    """Conditions beside the label that it passes to the network."""
     sampler: ClassVar[str] = "heun"
     """Name of the sampler that suits what it trains."""
     trainer: ClassVar[Mapping[str, Any]] = {}
     """Options of the trainer that suit it, in place of the trainer's defaults."""
+
+    @property
+    def gives(self) -> frozenset[str]:
+        """Conditions beside the label that it passes to the network."""
+        return frozenset()
 
     @property
     def needs_teacher(self) -> bool:
@@ -117,6 +123,27 @@ class Objective(Component, kind="objective"):
     def starts_from_teacher(self) -> bool:
         """Whether training starts from the teacher's averaged weights."""
         return False
+
+    def suited_sampler(self, process: Process) -> Sampler:
+        """Return the sampler that suits what it trains, where a recipe names none."""
+        made: Sampler = registry("sampler").create(self.sampler)
+        return made
+
+    def drawn_by(self, sampler: Sampler, process: Process) -> str | None:
+        """Say why a sampler cannot draw samples of what it trains; ``None`` if it can."""
+        return None
+
+    def accepts(self, spec: DataSpec) -> str | None:
+        """Say why it cannot train on such data; ``None`` if it can."""
+        return None
+
+    def taught_by(self, objective: Objective) -> str | None:
+        """Say why a diffusion model that another objective trains cannot be its teacher; ``None`` if it can."""
+        return None
+
+    def judged_steps(self, asked: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the numbers of steps that a few-step model is judged with, of those that are asked for."""
+        return asked
 
     @abstractmethod
     def build(self, setup: Setup) -> ObjectiveModule:

@@ -180,7 +180,7 @@ class Recipe(Options):
     def __post_init__(self) -> None:
         _convert_objective(self)
         choices: dict[str, Callable[[], Any]] = {
-            "sampler": lambda: registry("sampler").create(self.objective.sampler),
+            "sampler": lambda: self.objective.suited_sampler(self.process),
             "trainer": lambda: options.build(Trainer, self.objective.trainer),
             "teacher": Teacher,
             "evaluation": Evaluation,
@@ -269,7 +269,11 @@ class Recipe(Options):
                 reasons.append(f"{component.kind} '{component.name}' cannot run here: {reason}")
             elif reason := component.fits(self):
                 reasons.append(reason)
+        if reason := self.objective.drawn_by(self.sampler, self.process):
+            reasons.append(reason)
         if spec is not None and (reason := self.network.accepts(spec.shape)):
+            reasons.append(reason)
+        if spec is not None and (reason := self.objective.accepts(spec)):
             reasons.append(reason)
         if spec is not None:
             samplers = (self.sampler, self.evaluation.teacher_sampler)
@@ -281,6 +285,8 @@ class Recipe(Options):
         taught = self.teacher.objective
         if self.trains_with_teacher and (taught.few_step or taught.needs_teacher):
             reasons.append(f"teacher.objective is '{taught.name}': a teacher is a diffusion model without a teacher")
+        if self.trains_with_teacher and self.teacher.source == "auto" and (reason := self.objective.taught_by(taught)):
+            reasons.append(reason)
         if reasons := list(dict.fromkeys(reasons)):
             raise CompositionError(reasons[0], *reasons[1:])
 

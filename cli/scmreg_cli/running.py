@@ -268,7 +268,8 @@ def _sampler(
             raise OptionError([f"--times {times} makes {built.steps} steps, not {steps}: leave out --steps"])
     elif steps is not None:
         built = built.with_steps(steps)
-    if reason := built.fits(dataclasses.replace(opened.recipe, sampler=built)):
+    drawn = dataclasses.replace(opened.recipe, sampler=built)
+    if reason := built.fits(drawn) or drawn.objective.drawn_by(built, drawn.process):
         raise CompositionError(reason)
     return built
 
