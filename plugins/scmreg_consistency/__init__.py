@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from scmreg.component import Component
+from scmreg.coordinates import process_time
 from scmreg.denoiser import Denoiser
 from scmreg.hookspecs import hookimpl
 from scmreg.objective import Loss, Nets, Objective, ObjectiveModule, Phase, Setup
 from scmreg.proposal import Proposal
-from scmreg.tangent import Normalization, consistency_tangent, evaluate_with_jvp, motion, normalize
+from scmreg.tangent import (
+    Motion,
+    Normalization,
+    consistency_tangent,
+    evaluate_with_jvp,
+    motion,
+    normalize,
+    tangent_parts,
+)
 from scmreg.types import Batch, Conditions, NonNegative, NonNegativeInt
 from scmreg.weighting import Weighting
 
@@ -35,10 +45,7 @@ class ContinuousModule(ObjectiveModule):
         objective, setup, denoiser = self.objective, self.setup, self.setup.denoiser
         process, x0 = denoiser.process, batch.x0
         t = objective.proposal.sample(process, len(x0), rng, x0.dtype).to(x0.device)
-        noise = torch.randn(x0.shape, generator=rng, device=rng.device).to(x0)
-        x = process.perturb(x0, noise, t)
-
-        at = motion(denoiser, x, t, *objective.direction(setup.teacher, x, t, x0, noise, batch.cond))
+        at = self._motion(batch, t, rng)
         value, jvp_hat = evaluate_with_jvp(
             nets["model"], denoiser, at, batch.cond, setup.tangent_pass, compiled=setup.compiled
         )
@@ -48,9 +55,31 @@ class ContinuousModule(ObjectiveModule):
 
         # F - sg(F) is zero in value and carries the gradient.
         per_sample = (value - value.detach() - g).square().flatten(1).mean(1)
-        total = self.weighting(per_sample, t).mean()
-        tangent_norm = torch.linalg.vector_norm(raw.flatten(1), dim=1)
-        return Loss(total, per_sample.detach(), at.t_hat, {"tangent_norm": tangent_norm})
+        weighted, weight = self.weighting.weigh(per_sample, t)
+        logs = {"weight": weight, "tangent_norm": norm(raw), "target_norm": norm(value.detach() + g)}
+        return Loss(weighted.mean(), per_sample.detach(), at.t_hat, logs)
+
+    def diagnose(
+        self, phase: str, nets: Nets, batch: Batch, t_hat: Tensor, step: int, rng: torch.Generator
+    ) -> Mapping[str, Tensor]:
+        """Return the norms of both parts of the tangent, before warm-up and normalization (Fig. 4)."""
+        process = self.setup.denoiser.process
+        at = self._motion(batch, process_time(process, t_hat).clamp(max=process.t_max), rng)
+        in_space, in_time = tangent_parts(nets["model"], self.setup.denoiser, at, batch.cond)
+        return {"tangent_space_norm": norm(in_space), "tangent_time_norm": norm(in_time)}
+
+    def _motion(self, batch: Batch, t: Tensor, rng: torch.Generator) -> Motion:
+        """Perturb a batch and say where its samples go."""
+        denoiser, x0 = self.setup.denoiser, batch.x0
+        noise = torch.randn(x0.shape, generator=rng, device=rng.device).to(x0)
+        x = denoiser.process.perturb(x0, noise, t)
+        return motion(denoiser, x, t, *self.objective.direction(self.setup.teacher, x, t, x0, noise, batch.cond))
+
+
+def norm(x: Tensor) -> Tensor:
+    """Return the norm of every sample, shape ``(B,)``."""
+    out: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return out
 
 
 class ContinuousConsistency(Objective):
