@@ -171,9 +171,7 @@ def heat_map(steps: Sequence[int], rows: Sequence[Sequence[float | None]], *, na
         parts.append(f'<text x="{left - 7:.1f}" y="{y + 3.5:.1f}" text-anchor="end">{label}</text>')
         parts.append(f'<path class="rule" d="M{beside:.1f} {y:.1f}h{profile}"/>')
     for words, y in (("noise", top + 0.12 * tall), ("t̂", top + tall / 2), ("data", height - bottom - 0.12 * tall)):
-        parts.append(
-            f'<text x="12" y="{y:.1f}" text-anchor="middle" transform="rotate(-90 12 {y:.1f})">{words}</text>'
-        )
+        parts.append(f'<text x="12" y="{y:.1f}" text-anchor="middle" transform="rotate(-90 12 {y:.1f})">{words}</text>')
     # A column ends at its step: the first begins where the training did.
     edges = np.concatenate([[0.0], columns])
     for step in _round_steps(edges[-1]):
