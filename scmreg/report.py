@@ -410,7 +410,7 @@ def _tiles(record: Record) -> list[tuple[str, str, str]]:
         )
     if record.summary:
         found = [(title, entry) for title, entry in rows(record.summary) if "nfe" in entry]
-        name = next(iter(figures_of(found)), "")
+        name = next(iter(figures_of(rows(record.summary))), "")
         floor = record.summary.get("floor", {}).get(name)
         for title, entry in found:
             if name in entry:
