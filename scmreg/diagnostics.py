@@ -88,7 +88,8 @@ class Bins:
         self._sums = {phase: sums for phase, sums in read.items() if len(sums.count) == self.count}
 
     def _add(self, phase: str, t_hat: Tensor, figures: Mapping[str, Tensor], *, counted: bool) -> None:
-        rows = [row.detach().float() for row in (t_hat, *figures.values())]
+        device = next(iter(figures.values())).device  # times may be elsewhere
+        rows = [row.detach().to(device, torch.float32) for row in (t_hat, *figures.values())]
         held = self._held.setdefault(phase, [])
         held.append((tuple(figures), counted, torch.stack(rows)))
         if len(held) > HELD:
