@@ -8,6 +8,7 @@ function of six tensors and never meets an AD level. A tangent that is absent st
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
@@ -36,9 +37,12 @@ class AttentionOptions:
     """Number of keys that each batch entry sees, shape ``(B,)``; a row that sees none gives zeros."""
 
 
-def takes_all(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+def takes_all(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> str | None:
     """Refuse nothing."""
     return None
+
+
+Refuses = Callable[[Tensor, Tensor, Tensor, AttentionOptions], str | None]
 
 
 class Operation(NamedTuple):
@@ -53,8 +57,8 @@ class Operation(NamedTuple):
     forward_jvp: Callable[..., tuple[Tensor, Tensor]]
     """``(q, k, v, tq, tk, tv, options) -> (O, tO)``: ``O`` as above, ``tO`` without gradient, given one tangent at
     least. Derivatives that are not defined raise."""
-    refuses: Callable[[Tensor, Tensor, Tensor], str | None] = takes_all
-    """Says why such tensors cannot be taken; ``None`` if they can."""
+    refuses: Refuses = takes_all
+    """Says why such tensors, or such options, cannot be taken; ``None`` if they can. It must not look at values."""
 
 
 class Attention(Component, kind="attention"):
@@ -98,7 +102,7 @@ def attend(
         out: Tensor = _Mapped.apply(q, k, v, key_lengths, scale, causal, backend)  # type: ignore[no-untyped-call]
         return out
     options = _options(q, k, v, scale, causal, key_lengths)
-    operation = _operation(backend, q, k, v)
+    operation = _operation(backend, q, k, v, options)
     # Autocast, which would round what a backend accumulates, does not reach into it.
     with _without_autocast(q):
         if not is_dual(q, k, v):
@@ -125,10 +129,10 @@ def attend_jvp(
     """Return ``(O, tO)`` for explicit tangents; ``None`` is a tangent of zero. Otherwise as `attend`."""
     for name, x, tx in (("tq", q, tq), ("tk", k, tk), ("tv", v, tv)):
         if tx is not None and (tx.shape != x.shape or tx.dtype != x.dtype or tx.device != x.device):
-            given, wanted = (f"{tuple(y.shape)} {y.dtype} on {y.device}" for y in (tx, x))
-            raise ValueError(f"{name} is {given}, its primal {wanted}: they must agree")
+            given, wanted = (f"shape {tuple(y.shape)}, {y.dtype} on {y.device}" for y in (tx, x))
+            raise ValueError(f"{name} has {given}; its primal has {wanted}: they must agree")
     options = _options(q, k, v, scale, causal, key_lengths)
-    operation = _operation(backend, q, k, v)
+    operation = _operation(backend, q, k, v, options)
     with _without_autocast(q):
         if tq is None and tk is None and tv is None:
             out = operation.forward(q, k, v, options)
@@ -137,11 +141,11 @@ def attend_jvp(
         return out, stopped(tangent)
 
 
-def choose(q: Tensor, k: Tensor, v: Tensor) -> tuple[str, str]:
-    """Return the backend that ``auto`` takes for such tensors, and why."""
+def choose(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions | None = None) -> tuple[str, str]:
+    """Return the backend that ``auto`` takes for such tensors and options, and why."""
     if not q.is_cuda:
         return "chunked", f"on the {q.device.type}: memory linear in the length, blocks that fit the cache"
-    reason = _obstacle("triton", q, k, v)
+    reason = _obstacle("triton", q, k, v, options or AttentionOptions(1.0))
     if reason is None:
         return "triton", "on a GPU: one kernel for the value and its tangent"
     return "chunked", f"memory linear in the length; not triton: {reason}"
@@ -154,7 +158,8 @@ AUTO = ("chunked", "triton")
 def prepare(backend: str) -> None:
     """Look up a backend; for ``auto`` all that it may choose.
 
-    Networks do so when they are built: the compiler can follow the look-up of a known operation, not the registry.
+    Networks do so when they are built, so that a backend that cannot run is refused then, and tried outside of any
+    compiled code.
 
     Raises:
         UnknownComponentError: if there is none of that name.
@@ -165,6 +170,16 @@ def prepare(backend: str) -> None:
         return
     for name in AUTO:
         _find(name)
+
+
+def _prepared(backend: str) -> bool:
+    """Call `prepare` and return a constant: the compiler then takes the outcome and does not look in."""
+    prepare(backend)
+    return True
+
+
+# What `torch.compiler.assume_constant_result` sets; to call it would import the compiler here.
+_prepared._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _find(name: str) -> str | None:
@@ -182,8 +197,8 @@ def _find(name: str) -> str | None:
     return _obstacles.get(name)
 
 
-def _obstacle(name: str, q: Tensor, k: Tensor, v: Tensor) -> str | None:
-    return _find(name) or _operations[name].refuses(q, k, v)
+def _obstacle(name: str, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> str | None:
+    return _find(name) or _operations[name].refuses(q, k, v, options)
 
 
 def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
@@ -291,20 +306,22 @@ _operations: dict[str, Operation] = {}
 _obstacles: dict[str, str] = {}
 
 
-def _operation(backend: str, q: Tensor, k: Tensor, v: Tensor) -> Operation:
-    name = choose(q, k, v)[0] if backend == "auto" else backend
+def _operation(backend: str, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> Operation:
+    if torch.compiler.is_compiling():
+        _prepared(backend)
+    name = choose(q, k, v, options)[0] if backend == "auto" else backend
     operation = _operations[name] if name in _operations else operation_of(name)
-    if reason := operation.refuses(q, k, v):
-        _refuse(name, reason, q, k, v)
+    if reason := operation.refuses(q, k, v, options):
+        _refuse(name, reason, q, k, v, options)
     return operation
 
 
-def _refuse(name: str, reason: str, q: Tensor, k: Tensor, v: Tensor) -> NoReturn:
+def _refuse(name: str, reason: str, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> NoReturn:
     from scmreg.registry import registry
 
     attentions = registry("attention")
     others = (other for other in attentions if other != name and attentions[other].unavailable() is None)
-    able = [other for other in others if operation_of(other).refuses(q, k, v) is None]
+    able = [other for other in others if operation_of(other).refuses(q, k, v, options) is None]
     raise UnavailableError(f"attention '{name}' cannot take this input: {reason}", f"can: {', '.join(able) or 'none'}")
 
 
@@ -324,6 +341,8 @@ def _options(
         raise ValueError(f"dtypes and devices differ: {[(str(x.dtype), str(x.device)) for x in (q, k, v)]}")
     if key_lengths is not None:
         _check_lengths(key_lengths, q, k)
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(f"scale is {scale}: the factor of the logits must be a finite number")
     return AttentionOptions(q.shape[3] ** -0.5 if scale is None else scale, causal, key_lengths)
 
 

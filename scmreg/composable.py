@@ -15,8 +15,9 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
-from scmreg.attention import AttentionOptions, Operation, over_batches, stopped, takes_all
+from scmreg.attention import AttentionOptions, Operation, Refuses, over_batches, stopped, takes_all
 from scmreg.errors import UnavailableError
 
 __all__ = ["Kernel", "composable"]
@@ -34,7 +35,7 @@ class Kernel:
     """``(q, k, v, tq, tk, tv, options, results)``: fill ``results = (o, to, lse)``. An absent tangent is ``None``;
     without any, ``to`` is empty. Where nothing is seen, ``o`` and ``to`` are zero."""
     gradients: Callable[..., Three]
-    """``(grad, q, k, v, o, lse, options) -> (dq, dk, dv)``, each of the shape of its input."""
+    """``(grad, q, k, v, o, lse, options) -> (dq, dk, dv)``, each of the shape of its input, none of which is empty."""
     keeps_lse: bool = False
     """Whether ``lse``, the log-sum-exp of the logits, ``(B, H, L)`` in float32, is filled too; else it is empty."""
 
@@ -45,7 +46,7 @@ class Kernel:
         return torch.empty_like(q), torch.empty_like(q) if dual else q.new_empty(0), lse
 
 
-def composable(kernel: Kernel, refuses: Callable[[Tensor, Tensor, Tensor], str | None] = takes_all) -> Operation:
+def composable(kernel: Kernel, refuses: Refuses = takes_all) -> Operation:
     """Return the operation of a backend that computes with a kernel.
 
     The value has a gradient, once; the tangent has none.
@@ -91,6 +92,8 @@ def _attend(
     return results
 
 
+# Should the compiler be at work around us, it has no business in a kernel.
+@_disable_dynamo
 def _compute(
     kernel: Kernel,
     q: Tensor,
@@ -109,6 +112,7 @@ def _compute(
     return results
 
 
+@_disable_dynamo
 def _gradients(
     kernel: Kernel,
     grad: Tensor,
@@ -121,6 +125,9 @@ def _gradients(
     scale: float,
     causal: bool,
 ) -> Three:
+    if not (q.numel() and k.numel()):
+        dq, dk, dv = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+        return dq, dk, dv
     options = AttentionOptions(scale, causal, key_lengths)
     dq, dk, dv = (x.contiguous() for x in kernel.gradients(grad, q, k, v, out, lse, options))
     return dq, dk, dv

@@ -13,7 +13,7 @@ import json
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,12 +47,15 @@ def examination(backend: str, component: type, device: torch.device) -> Examinat
         return Examination(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
         pass
+    # The compiler does one thing at a time: while it traces the caller, there is no trying it.
+    tracing = torch._guards.TracingContext.try_get() is not None
     found: list[Examination] = []
     # In a thread of its own: it has none of the caller's modes, be it of differentiation, mapping or precision.
-    thread = threading.Thread(target=lambda: found.append(_examine(backend, device)))
+    thread = threading.Thread(target=lambda: found.append(_examine(backend, device, not tracing)))
     thread.start()
     thread.join()
-    cache.write(path, json.dumps(asdict(found[0])))
+    if not tracing:
+        cache.write(path, json.dumps(asdict(found[0])))
     return found[0]
 
 
@@ -79,17 +82,17 @@ def _triton() -> str | None:
         return None
 
 
-def _examine(backend: str, device: torch.device) -> Examination:
-    from scmreg.attention import operation_of
-
+def _examine(backend: str, device: torch.device, compiling: bool) -> Examination:
     errors: dict[str, float] = {}
-    refuses = operation_of(backend).refuses
-    cases = [(str(dtype)[6:], dtype, False) for dtype in BOUNDS] + [("compiled", torch.float32, True)]
-    for name, dtype, compiled in cases:
-        if refuses(*(x.to(device, dtype) for x in _inputs()[0])) or (compiled and not _compiles()):
+    trials = [(str(dtype)[6:], dtype, False) for dtype in BOUNDS]
+    if compiling and _compiles():
+        trials.append(("compiled", torch.float32, True))
+    for name, dtype, compiled in trials:
+        cases = [case for case in CASES if not _refused(backend, case.to(device, dtype))]
+        if not cases:
             continue
         try:
-            errors[name] = _error(backend, device, dtype, compiled)
+            errors[name] = max(_error(backend, case, device, dtype, compiled) for case in cases)
         except Exception as error:
             return Examination(backend, str(device), errors, f"{name}: {type(error).__name__}: {error}")
         if not errors[name] <= BOUNDS[dtype]:
@@ -107,31 +110,60 @@ def _compiles() -> bool:
     return True
 
 
-def _inputs() -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return primals and tangents of a small case of two groups of heads, whose numbers are in 16 bits exact."""
-    shapes = [(2, 4, 19, 16), (2, 2, 37, 16), (2, 2, 37, 16)] * 2
+class _Case(NamedTuple):
+    primals: list[Tensor]
+    tangents: list[Tensor]
+    causal: bool = False
+    key_lengths: Tensor | None = None
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> _Case:
+        primals, tangents = ([x.to(device, dtype) for x in given] for given in self[:2])
+        lengths = None if self.key_lengths is None else self.key_lengths.to(device)
+        return _Case(primals, tangents, self.causal, lengths)
+
+
+def _case(key_heads: int, causal: bool, key_lengths: Tensor | None) -> _Case:
+    """Return a small case, whose numbers are in 16 bits exact."""
+    shapes = [(2, 4, 19, 16), *[(2, key_heads, 37, 16)] * 2] * 2
     rng = torch.Generator().manual_seed(0)
     drawn = [torch.randint(-64, 65, shape, generator=rng) / 32 for shape in shapes]
-    return tuple(drawn[:3]), tuple(drawn[3:])
+    return _Case(drawn[:3], drawn[3:], causal, key_lengths)
 
 
-def _error(backend: str, device: torch.device, dtype: torch.dtype, compiled: bool) -> float:
-    primals, tangents = ([x.to(device, dtype) for x in given] for given in _inputs())
-    wide = [[x.double() for x in given] for given in _inputs()]
+CASES = (_case(4, False, None), _case(2, True, torch.tensor([37, 21])))
+"""All is seen, and less; a backend is tried on those that it does not refuse."""
+
+
+def _refused(backend: str, case: _Case) -> bool:
+    from scmreg.attention import AttentionOptions, operation_of
+
+    options = AttentionOptions(0.25, case.causal, case.key_lengths)
+    q, k, v = case.primals
+    return operation_of(backend).refuses(q, k, v, options) is not None
+
+
+def _error(backend: str, case: _Case, device: torch.device, dtype: torch.dtype, compiled: bool) -> float:
     step = torch.compile(_step, fullgraph=True, backend="aot_eager") if compiled else _step
-    ours, reference = _results(step, backend, primals, tangents), _results(_step, "math", *wide)
+    ours = _results(step, backend, case.to(device, dtype))
+    reference = _results(_step, "math", case.to(torch.device("cpu"), torch.float64))
     pairs = [(x.double().cpu(), y) for x, y in zip(ours, reference, strict=True)]
-    return max(float((x - y).norm() / y.norm()) for x, y in pairs)
+    # The largest of numbers may hide one that is none.
+    return float(torch.stack([(x - y).norm() / y.norm() for x, y in pairs]).max())
 
 
-def _step(backend: str, primals: list[Tensor], tangents: list[Tensor]) -> tuple[Tensor, Tensor]:
+def _step(backend: str, case: _Case) -> tuple[Tensor, Tensor, Tensor]:
     from scmreg.attention import attend_jvp
 
     # Tangents as arguments: levels of dual numbers are counted for the whole process, and the caller may be at one.
-    return attend_jvp(*primals, *tangents, backend=backend)
+    options: dict[str, Any] = {"causal": case.causal, "key_lengths": case.key_lengths, "backend": backend}
+    (q, k, v), (tq, tk, tv) = case.primals, case.tangents
+    value, tangent = attend_jvp(q, k, v, tq, tk, tv, **options)
+    return value, tangent, attend_jvp(q, k, v, None, None, None, **options)[0]
 
 
-def _results(step: Any, backend: str, primals: list[Tensor], tangents: list[Tensor]) -> list[Tensor]:
-    leaves = [x.requires_grad_() for x in primals]
-    value, tangent = step(backend, leaves, tangents)
-    return [value.detach(), tangent, *torch.autograd.grad(value.sum() + value.square().sum(), leaves)]
+def _results(step: Any, backend: str, case: _Case) -> list[Tensor]:
+    """Return the value with a tangent, the tangent, the value without one, and the gradient of both values."""
+    leaves = [x.detach().clone().requires_grad_() for x in case.primals]
+    value, tangent, alone = step(backend, case._replace(primals=leaves))
+    gradients = torch.autograd.grad((value + value.square() + 2 * alone.square()).sum(), leaves)
+    return [value.detach(), tangent, alone.detach(), *gradients]

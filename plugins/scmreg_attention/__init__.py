@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from scmreg.attention import Attention, Operation
 from scmreg.component import Component
 from scmreg.composable import composable
@@ -39,9 +41,14 @@ class Chunked(Attention, name="chunked"):
 class Triton(Attention, name="triton"):
     """Run one kernel over the keys for the value and its tangent: on a GPU, with linear memory.
 
-    ``auto`` takes it for all that it can do: float32, bfloat16 and float16, head dimensions up to 256. The gradient of
-    the value comes from torch's flash attention where that serves, else from plain torch in blocks. The kernel runs on
-    the CPU, slowly, where the environment variable ``TRITON_INTERPRET`` is 1.
+    ``auto`` takes it for all that it can do: float32, bfloat16 and float16, head dimensions up to 256. A value without
+    tangent, and the gradient of any value, come from torch's fused attention where that is exact; where not, the value
+    comes from this kernel and the gradient from plain torch in blocks. The kernel runs on the CPU, slowly, where the
+    environment variable ``TRITON_INTERPRET`` is 1.
+
+    The first call for a class of work times several block sizes and keeps the quickest for the process
+    (:func:`scmreg_attention.tune.choices` says which). They differ in how results are rounded, so nothing is timed
+    under ``torch.use_deterministic_algorithms``.
     """
 
     formula = (
@@ -57,7 +64,8 @@ class Triton(Attention, name="triton"):
 
     def build(self) -> Operation:
         """Return what composes of :mod:`scmreg_attention.fused`."""
-        return composable(fused.KERNEL, fused.refuses)
+        operation = composable(fused.KERNEL, fused.refuses)
+        return operation._replace(forward=functools.partial(fused.forward, operation.forward))
 
 
 @hookimpl

@@ -1,19 +1,23 @@
-"""How the kernels of :mod:`scmreg_attention.kernel` are launched: tiles, block sizes and arguments.
+"""How the kernels of :mod:`scmreg_attention.kernel` are launched: tiles, candidate block sizes and arguments.
 
-Nothing here depends on a length or a batch size, so a network compiles its kernels once. Without a GPU the same
-arguments, given to the compiler, show the registers and the shared memory that a launch will use.
+Which candidate is taken is up to :mod:`scmreg_attention.tune`. No argument that is known at compile time depends on a
+length or a batch size, so a network compiles its kernels once. Without a GPU the same arguments, given to the compiler,
+show the registers and the shared memory that a launch will use.
 """
 
 from __future__ import annotations
 
 import os
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Blocks", "architecture", "arguments", "arguments_of_means", "blocks", "tiles"]
+from scmreg_attention import tune
+from scmreg_attention.tune import Blocks
+
+__all__ = ["architecture", "arguments", "arguments_of_means", "candidates", "tiles"]
 
 
 def launch(
@@ -36,8 +40,17 @@ def launch(
     inputs["lengths"] = lengths = None if key_lengths is None else key_lengths.contiguous()
     for name, x, tx in (("mean_k", inputs["k"], tq), ("mean_tk", inputs["tk"], tk)):
         inputs[name] = None if x is None or tx is None else _means(x, lengths)
-    programs, keywords = arguments(inputs, results, scale=scale, causal=causal, architecture=chip)
-    kernel.attention[(programs,)](**keywords)
+
+    def run(size: Blocks) -> None:
+        programs, keywords = arguments(inputs, results, size, scale=scale, causal=causal, architecture=chip)
+        kernel.attention[(programs,)](**keywords)
+
+    tangents = "".join(name for name in "qkv" if inputs[f"t{name}"] is not None)
+    sizes = candidates(q.shape[3], q.element_size(), chip, tangents != "")
+    if len(sizes) == 1:
+        run(sizes[0])
+    else:
+        run(tune.quickest(tune.work_of(q, k, tangents, causal, lengths is not None), sizes, run))
 
 
 def _means(x: Tensor, lengths: Tensor | None) -> Tensor:
@@ -60,69 +73,75 @@ def _reachable(x: Tensor) -> Tensor:
     return x if max(x.stride()[2:]) < 2**23 else x.contiguous()
 
 
-class Blocks(NamedTuple):
-    """Sizes of a launch."""
-
-    queries: int
-    """Queries of a program; a multiple of 16."""
-    keys: int
-    """Keys of a step of its loop; a multiple of 16."""
-    columns: int
-    """Columns of ``o`` and ``to`` that a program has registers for; of more, several programs take a share each."""
-    warps: int
-    """Warps of a program."""
-    stages: int
-    """Steps whose keys are in shared memory at a time."""
-
-
-Table = dict[tuple[str, int], list[tuple[int, Blocks]]]
+Rows = list[tuple[int, *tuple[Blocks, ...]]]
+Table = dict[tuple[str, int], Rows]
 
 # The key is the family of chips and the size of an element in bytes; the first row whose head dimension suffices is
-# taken. Two accumulators of 128 columns, 32 keys of S and of tS and their rounded copies are what 255 registers hold
-# of 64 queries per 4 warps; 64 keys are better where they fit, and a third stage hides the latency of the loads.
-# Chosen by what the compiler reports, not by time: nothing here has been measured on a GPU.
+# taken, its candidates from the best guess on. Two accumulators of 128 columns, 32 keys of S and of tS and their
+# rounded copies are what 255 registers hold of 64 queries per 4 warps; 64 keys are better where they fit, and a third
+# stage hides the latency of the loads. Programs of 64 queries fit a multiprocessor twice, each in the other's pauses,
+# and leave none idle where there is little work. All were chosen by what the compiler reports, not by time.
 DUAL: Table = {
     ("hopper", 2): [
-        (96, Blocks(128, 64, 96, 8, 3)),
-        (128, Blocks(128, 32, 128, 8, 4)),
-        (192, Blocks(128, 32, 96, 8, 3)),
-        (256, Blocks(128, 16, 128, 8, 3)),
+        (64, Blocks(128, 64, 96, 8, 3), Blocks(64, 64, 96, 4, 3), Blocks(128, 32, 96, 8, 4), Blocks(64, 32, 96, 4, 4)),
+        (96, Blocks(128, 64, 96, 8, 3), Blocks(64, 32, 96, 4, 3), Blocks(128, 32, 96, 8, 4), Blocks(64, 64, 96, 8, 3)),
+        (128, Blocks(128, 32, 128, 8, 4), Blocks(64, 16, 128, 4, 4), Blocks(64, 32, 128, 8, 4)),
+        (192, Blocks(128, 32, 96, 8, 3), Blocks(64, 32, 96, 8, 3), Blocks(64, 16, 96, 4, 3)),
+        (256, Blocks(128, 16, 128, 8, 3), Blocks(64, 16, 128, 4, 3), Blocks(128, 16, 64, 8, 3)),
     ],
     ("hopper", 4): [
-        (64, Blocks(64, 16, 64, 4, 2)),
-        (96, Blocks(64, 16, 48, 4, 2)),
-        (128, Blocks(64, 16, 64, 4, 3)),
+        (64, Blocks(64, 16, 64, 4, 2), Blocks(64, 16, 64, 8, 2)),
+        (96, Blocks(64, 16, 48, 4, 2), Blocks(64, 16, 48, 8, 2)),
+        (128, Blocks(64, 16, 64, 4, 3), Blocks(64, 16, 32, 4, 2)),
         (256, Blocks(64, 16, 32, 4, 1)),
     ],
-    ("blackwell", 2): [(128, Blocks(128, 32, 128, 8, 3)), (256, Blocks(128, 16, 128, 8, 3))],
-    ("blackwell", 4): [(64, Blocks(64, 16, 64, 4, 2)), (256, Blocks(64, 16, 32, 4, 1))],
-    ("ampere", 2): [
-        (96, Blocks(128, 32, 96, 8, 3)),
-        (128, Blocks(128, 16, 128, 8, 3)),
-        (256, Blocks(64, 16, 64, 4, 2)),
+    ("blackwell", 2): [
+        (128, Blocks(128, 32, 128, 8, 3), Blocks(64, 32, 128, 4, 3), Blocks(128, 16, 128, 8, 4)),
+        (256, Blocks(128, 16, 128, 8, 3), Blocks(64, 16, 128, 4, 3)),
     ],
-    ("ampere", 4): [(64, Blocks(64, 16, 64, 8, 2)), (256, Blocks(16, 16, 64, 4, 1))],
-    ("cdna", 2): [(96, Blocks(128, 32, 96, 4, 1)), (256, Blocks(128, 16, 64, 4, 1))],
-    ("cdna", 4): [(64, Blocks(64, 32, 64, 4, 1)), (256, Blocks(64, 16, 64, 4, 1))],
+    ("blackwell", 4): [
+        (64, Blocks(64, 16, 64, 8, 2), Blocks(64, 16, 64, 4, 2)),
+        (128, Blocks(64, 16, 32, 8, 1), Blocks(64, 16, 32, 4, 1)),
+        # 64 queries exceed the memory of the tensor cores.
+        (256, Blocks(16, 16, 64, 8, 1)),
+    ],
+    ("ampere", 2): [
+        (96, Blocks(128, 32, 96, 8, 3), Blocks(64, 32, 96, 4, 3)),
+        (128, Blocks(128, 16, 128, 8, 3), Blocks(64, 32, 64, 4, 2)),
+        (256, Blocks(64, 16, 64, 4, 2), Blocks(64, 16, 128, 8, 2)),
+    ],
+    ("ampere", 4): [
+        (64, Blocks(64, 16, 64, 8, 2), Blocks(32, 16, 64, 4, 2)),
+        (128, Blocks(16, 16, 64, 4, 1), Blocks(32, 16, 32, 4, 1)),
+        (256, Blocks(16, 16, 64, 4, 1), Blocks(16, 16, 64, 8, 1)),
+    ],
+    ("cdna", 2): [
+        (96, Blocks(128, 32, 96, 4, 1), Blocks(64, 32, 96, 4, 1), Blocks(128, 32, 96, 8, 1)),
+        (256, Blocks(128, 16, 64, 4, 1), Blocks(64, 16, 64, 4, 1)),
+    ],
+    ("cdna", 4): [
+        (64, Blocks(64, 32, 64, 4, 1), Blocks(64, 16, 64, 4, 1)),
+        (256, Blocks(64, 16, 64, 4, 1), Blocks(64, 16, 32, 4, 1)),
+    ],
     ("interpreter", 2): [(256, Blocks(64, 64, 128, 4, 1))],
     ("interpreter", 4): [(256, Blocks(64, 64, 128, 4, 1))],
 }
 # Without tangents there is one accumulator; where nothing is said here, the sizes are those with tangents.
 SINGLE: Table = {
     ("hopper", 2): [
-        (64, Blocks(128, 128, 64, 8, 3)),
-        (128, Blocks(128, 128, 128, 8, 2)),
-        (256, Blocks(128, 64, 256, 8, 2)),
+        (64, Blocks(128, 128, 64, 8, 3), Blocks(128, 64, 64, 8, 3), Blocks(64, 64, 64, 4, 3)),
+        (128, Blocks(128, 128, 128, 8, 2), Blocks(128, 64, 128, 8, 3), Blocks(64, 64, 128, 8, 3)),
+        (256, Blocks(128, 64, 256, 8, 2), Blocks(64, 64, 256, 8, 2)),
     ],
 }
 
 
 @cache
-def blocks(dim: int, itemsize: int, architecture: str, dual: bool) -> Blocks:
-    """Return the sizes for a head dimension; ``dual`` says whether there are tangents."""
+def candidates(dim: int, itemsize: int, architecture: str, dual: bool) -> list[Blocks]:
+    """Return the sizes for a head dimension, the best guess first; ``dual`` says whether there are tangents."""
     key = (architecture, itemsize)
     rows = DUAL[key] if dual else SINGLE.get(key, DUAL[key])
-    return next(row for largest, row in rows if dim <= largest)
+    return next(sizes for largest, *sizes in rows if dim <= largest)
 
 
 def precision(dim: int, itemsize: int, architecture: str) -> str:
@@ -158,6 +177,7 @@ def architecture(device: torch.device) -> str:
 def arguments(
     inputs: dict[str, Tensor | None],
     results: tuple[Tensor, Tensor, Tensor],
+    size: Blocks,
     *,
     scale: float,
     causal: bool,
@@ -168,6 +188,7 @@ def arguments(
     Args:
         inputs: ``q, k, v, tq, tk, tv, mean_k, mean_tk, lengths`` by name; ``None`` where there is none.
         results: ``o, to, lse`` to be filled.
+        size: block sizes, one of :func:`candidates`.
         scale: positive factor of the logits.
         causal: whether queries see only earlier keys.
         architecture: of the device, see :func:`architecture`.
@@ -175,8 +196,6 @@ def arguments(
     q, k = inputs["q"], inputs["k"]
     assert q is not None and k is not None  # noqa: PT018
     _, heads, length, dim = q.shape
-    dual = any(inputs[name] is not None for name in ("tq", "tk", "tv"))
-    size = blocks(dim, q.element_size(), architecture, dual)
     shares = -(-dim // size.columns)
     share = dim if shares == 1 else -(-dim // shares // 16) * 16
     inner, outer = tiles(dim), tiles(share)

@@ -13,7 +13,7 @@ import torch
 from annotated_types import MinLen
 from torch import Tensor
 
-from scmreg.attention import choose
+from scmreg.attention import AttentionOptions, choose
 from scmreg.bench.base import Benchmark, Row, Untried, clock, machine, ratio, take_turns
 from scmreg.bench.case import Case, Judge, Shape
 from scmreg.bench.contenders import PEERS, Attend, Backend, Contender
@@ -233,7 +233,7 @@ class AttentionBenchmark(Benchmark):
             return untried
         calls = {name: trial.call for name, trial in trials.items()}
         seconds = take_turns(f"{case.shape} {what}", calls, self.rounds, progress, case.device)
-        picked = choose(*case.blank())[0]
+        picked = choose(*case.blank(), AttentionOptions(1.0, case.causal))[0]
         peers = [side.name for side in able if side.foreign]
         rows: list[Row] = []
         for side in able:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from scmreg.attention import attend, operation_of
+from scmreg.attention import AttentionOptions, attend, operation_of
 from scmreg.bench.case import Case
 from scmreg.registry import registry
 
@@ -61,7 +61,7 @@ class Backend(Contender):
 
     def refuses(self, case: Case) -> str | None:
         """Repeat what the operation says of such tensors."""
-        reason: str | None = operation_of(self.name).refuses(*case.blank())
+        reason: str | None = operation_of(self.name).refuses(*case.blank(), AttentionOptions(1.0, case.causal))
         return reason or (case.too_large() if self.name == "math" else None)
 
     def ways(self, case: Case) -> Mapping[str, Attend]:

@@ -263,7 +263,7 @@ def test_all_compute_the_same(dtype: Any, causal: bool) -> None:
         assert row.tangent == (row.attention != "sdpa")
         assert (row.tangent_error is None) == (row.attention == "sdpa")
         assert row.tangent_error is None or row.tangent_error < bound
-        assert row.detail == ("auto" if row.attention == "math" else "")
+        assert row.detail == ("auto" if row.attention == "chunked" else "")
         assert row.over.keys() == {"sdpa", "sdpa-math"}
         assert row.extra_bytes is None
         assert "extra MiB" not in row.cells()

@@ -63,7 +63,7 @@ def raises(*_: Any) -> tuple[Tensor, Tensor]:
     ("forward_jvp", "words"),
     [
         (no_tangent, "float64: off by 1.0e\\+00"),
-        (no_gradient, "float64: RuntimeError: The differentiated Tensor .* not have been used"),
+        (no_gradient, "float64: off by"),
         (wrong_for_shared_heads, "float64: off by"),
         (wrong_when_compiled, "compiled: off by"),
         (raises, "float64: RuntimeError: no kernel image is available"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given
 from strategies import batches, close, denoiser, pair, parameterizations, processes, seeds, shapes, times
@@ -104,50 +103,6 @@ def test_trigflow_tangent_is_equation_6(seed: int) -> None:
     assert close(consistency_tangent(value.detach(), jvp_hat, at, sigma, 1.0), cos * eq6, 1e-12)
     stable = -cos * (sigma * f - v)
     assert close(consistency_tangent(value.detach(), jvp_hat, at, sigma, 0.0), cos * stable, 1e-12)
-
-
-def test_joint_and_separate_agree_in_value_tangent_and_gradient() -> None:
-    rng = torch.Generator().manual_seed(1)
-    process = scmreg.processes.create("trigflow")
-    model = denoiser(process, scmreg.parameterizations.create("unit-variance"), (3,), rng)
-    x0, noise = pair((3,), 4, 0.5, rng)
-    t = times(process, 4, rng)
-    x = process.perturb(x0, noise, t)
-    at = motion(model, x, t, x0, noise)
-    results = []
-    for how in ("joint", "separate"):
-        model.zero_grad()
-        value, tangent = evaluate_with_jvp(model, model, at, NONE, how)
-        assert not tangent.requires_grad
-        (value * torch.arange(12.0, dtype=torch.float64).reshape(4, 3)).sum().backward()
-        gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-        assert len(gradients) == sum(p.numel() for p in model.parameters())
-        results.append((value.detach(), tangent, gradients))
-    for one, other in zip(*results, strict=True):
-        assert close(one, other, 1e-13)
-
-
-@pytest.mark.parametrize("how", ["joint", "separate"])
-def test_value_and_jvp_share_one_dropout_mask(how: str) -> None:
-    """With dropout after a layer that does not depend on x, a shared mask leaves a constant ratio."""
-
-    class Masked(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.dropout = torch.nn.Dropout(0.5)
-
-        def forward(self, x: Tensor, c_noise: Tensor, cond: Conditions) -> Tensor:
-            return self.dropout(x)  # linear: its JVP along x_rate is the mask times x_rate
-
-    process = scmreg.processes.create("trigflow", sigma_data=1.0)
-    model = scmreg.Denoiser(Masked(), process, scmreg.parameterizations.create("unit-variance"))
-    torch.manual_seed(3)
-    x0, noise = torch.randn(2, 4, 64, dtype=torch.float64)
-    t = torch.full((4,), 0.7, dtype=torch.float64)
-    at = motion(model, process.perturb(x0, noise, t), t, x0, noise)
-    value, tangent = evaluate_with_jvp(model, model, at, NONE, how)
-    assert torch.equal(value == 0, tangent == 0)
-    assert 0.3 < float((value == 0).double().mean()) < 0.7
 
 
 def test_normalizations() -> None:

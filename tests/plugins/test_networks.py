@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd import forward_ad as fwad
 
 import scmreg
 from scmreg.errors import CompositionError
@@ -105,19 +106,31 @@ def test_a_fresh_network_is_zero_and_every_parameter_gets_a_gradient(name: str) 
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_the_time_path_stays_float32_under_autocast(name: str) -> None:
-    """Two times that bfloat16 cannot tell apart give embeddings that differ."""
-    network = build(name)[0].float()
-    seen = []
-    network.condition.register_forward_hook(lambda module, arguments, out: seen.append(out))
-    shape = CASES[name][1]
-    x = torch.randn(1, *shape)
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        for time in (1.0, 1.0005):
-            out = network(x, torch.tensor([time]), Conditions())
-    assert seen[0].dtype == torch.float32
-    assert not torch.equal(*seen)
-    assert torch.isfinite(out).all()
+def test_time_and_its_tangent_are_not_rounded_under_autocast(name: str) -> None:
+    """What the network is told of the time, and how that moves, is the same to the last bit."""
+    seen: list[list[Tensor]] = []
+    x, t, cond = inputs(CASES[name][1])
+    for enabled in (False, True):
+        network = build(name)[0].float()
+        found: list[Tensor] = []
+
+        def look(module: Any, arguments: tuple[Any, ...], out: Tensor, found: list[Tensor] = found) -> None:
+            found.extend(part.detach().clone() for dual in (arguments[0], out) for part in fwad.unpack_dual(dual))
+
+        network.condition.register_forward_hook(look)
+        network.condition.time.register_forward_hook(look)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            primals = x.float(), t.float()
+            tangents = tuple(map(torch.ones_like, primals))
+            out, tangent = torch.func.jvp(lambda x, t, network=network: network(x, t, cond), primals, tangents)
+        assert torch.isfinite(out).all()
+        assert torch.isfinite(tangent).all()
+        seen.append(found)
+    assert len(seen[0]) == 8  # time, its embedding, the same time, the whole embedding; each with its tangent
+    for exact, other in zip(*seen, strict=True):
+        assert other.dtype == torch.float32
+        assert bool(other.any())
+        assert torch.equal(other, exact)
 
 
 def test_the_exact_network_has_no_parameters_and_computes_in_float64_whatever_it_is_given() -> None:

@@ -7,6 +7,7 @@ alone. Inputs and results lie against a page that nobody may touch: an access ou
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import math
 import mmap
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scmreg.attention import AttentionOptions, operation_of, visible
+from scmreg.attention import AttentionOptions, operation_of
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 libc = ctypes.CDLL(None, use_errno=True)
@@ -104,19 +105,10 @@ def exact(
     primals: list[Tensor], tangents: list[Tensor | None], options: AttentionOptions
 ) -> tuple[Tensor, Tensor | None]:
     """Return value and tangent of explicit softmax attention in float64, by autograd's own rules."""
+    from attention_reference import reference
 
-    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-        logits = options.scale * (q @ k.mT)
-        mask = visible(options, q.shape[2], torch.arange(k.shape[2]), k.shape[2])
-        if mask is None:
-            return torch.softmax(logits, -1) @ v
-        logits = logits.masked_fill(~mask, float("-inf"))
-        top = logits.detach().amax(-1, keepdim=True)
-        weight = torch.exp(logits - top.masked_fill(top == float("-inf"), 0.0))
-        total = weight.sum(-1, keepdim=True)
-        return weight / total.masked_fill(total == 0, 1.0) @ v
-
+    keywords = {"scale": options.scale, "causal": options.causal, "key_lengths": options.key_lengths}
+    attention = functools.partial(reference, **keywords)
     wide = [x.double() for x in primals]
     if all(tx is None for tx in tangents):
         return attention(*wide), None
@@ -163,6 +155,7 @@ def accuracy(cases: list[dict[str, Any]]) -> Iterator[tuple[float, float]]:
     from scmreg_attention import launch
 
     operation = operation_of("triton")
+
     if any(case["dtype"] == "bfloat16" for case in cases):
         teach_bfloat16()
     seen: dict[str, Any] = {}
@@ -203,6 +196,7 @@ def trespass() -> None:
     """Read one row too many, to show that the fence is seen."""
     from scmreg_attention import launch
 
+    operation_of("triton")  # is tried, and right so far
     original = launch.arguments
 
     def longer(*args: Any, **keywords: Any) -> Any:
@@ -217,6 +211,14 @@ def trespass() -> None:
     )
 
 
+TARGETS = {
+    "blackwell": ("cuda", 100, 32),
+    "hopper": ("cuda", 90, 32),
+    "ampere": ("cuda", 80, 32),
+    "cdna": ("hip", "gfx942", 64),
+}
+
+
 def compile_offline(case: dict[str, Any]) -> dict[str, Any]:
     """Compile what a launch would compile for a chip that is not here; return the figures that can be read."""
     from triton import knobs
@@ -228,7 +230,7 @@ def compile_offline(case: dict[str, Any]) -> dict[str, Any]:
     from scmreg_attention import kernel, launch
 
     chip, dim = case["chip"], case["d"]
-    target = GPUTarget(*{"hopper": ("cuda", 90, 32), "ampere": ("cuda", 80, 32), "cdna": ("hip", "gfx942", 64)}[chip])
+    target = GPUTarget(*TARGETS[chip])
     x = torch.empty(2, 4, 32, dim, dtype=DTYPES[case["dtype"]])
     tangents = [x if given else None for given in case["tangents"]]
     mean = torch.empty(2, 4, dim)
@@ -241,7 +243,9 @@ def compile_offline(case: dict[str, Any]) -> dict[str, Any]:
         function = kernel.means
     else:
         causal = bool(case.get("causal"))
-        _, arguments = launch.arguments(inputs, results, scale=0.1, causal=causal, architecture=chip)
+        sizes = launch.candidates(dim, x.element_size(), chip, any(case["tangents"]))
+        size = sizes[case.get("candidate", 0)]
+        _, arguments = launch.arguments(inputs, results, size, scale=0.1, causal=causal, architecture=chip)
         function = kernel.attention
     backend = make_backend(target)
     settings = {name: arguments.pop(name) for name in ("num_warps", "num_stages") if name in arguments}
@@ -265,7 +269,8 @@ def read_ptx(ptx: str, knobs: Any) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         source, binary = Path(folder) / "x.ptx", Path(folder) / "x.cubin"
         source.write_text(ptx)
-        command = [knobs.nvidia.ptxas.path, "-v", "--regAllocOptLevel=2", f"--gpu-name={arch}", source, "-o", binary]
+        assembler = knobs.nvidia.ptxas_blackwell if arch.startswith("sm_10") else knobs.nvidia.ptxas
+        command = [assembler.path, "-v", "--regAllocOptLevel=2", f"--gpu-name={arch}", source, "-o", binary]
         log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
         dump = [knobs.nvidia.cuobjdump.path, "-sass", binary]
         sass = subprocess.run(dump, check=True, capture_output=True, text=True).stdout
@@ -274,7 +279,8 @@ def read_ptx(ptx: str, knobs: Any) -> dict[str, Any]:
         "spilled": sum(map(int, re.findall(r"(\d+) bytes spill", log))),
         "serialized": "serialized" in log,
         "hgmma": sass.count("HGMMA"),
-        "hmma": sass.count("HMMA"),
+        "hmma": sass.count(" HMMA"),
+        "tcmma": sass.count("UTCHMMA"),
         # Conversions of one number at a time, at an eighth of the rate of two.
         "slow_casts": sass.count("F2F."),
     }
@@ -285,6 +291,18 @@ def read_amd(assembly: str) -> dict[str, Any]:
     import re
 
     return {"spilled": sum(map(int, re.findall(r"\.vgpr_spill_count:\s+(\d+)", assembly)))}
+
+
+def properties(names: list[str]) -> Iterator[tuple[str, str]]:
+    """Run checks by their names; yield each name with its traceback, empty if it held."""
+    import attention_composition
+    import attention_properties
+    import attention_reference
+    import triton_properties
+
+    both = attention_properties.CHECKS | attention_composition.CHECKS
+    known = {name: functools.partial(check, "triton") for name, check in both.items()} | triton_properties.CHECKS
+    return attention_reference.run({name: known[name] for name in names})
 
 
 def main() -> None:
@@ -299,9 +317,7 @@ def main() -> None:
     elif task == "trespass":
         results = [trespass()]
     else:
-        import triton_properties
-
-        results = triton_properties.run(task)
+        results = properties(arguments)
     for result in results:
         assert not (isinstance(result, float) and math.isnan(result))
         print(json.dumps(result), flush=True)
