@@ -380,8 +380,9 @@ def _panels(record: Record) -> list[tuple[Path, str, str]]:
     if teacher := record.summary.get("teacher"):
         few = bool(record.summary["student"])
         found.append((folder / ("teacher.png" if few else "model.png"), "teacher" if few else "model", teacher))
-    for entry in record.summary["student"]:
-        words = f"{entry['nfe']} step{'s' * (entry['nfe'] > 1)}"
+    # Pictures are named by steps, of which each may take several evaluations.
+    for steps, entry in zip(record.recipe["evaluation"]["steps"], record.summary["student"], strict=False):
+        words = f"{steps} step{'s' * (steps > 1)}"
         found.append((folder / f"{words.replace(' ', '-')}.png", words, entry))
     return [
         (path, title, f"{entry['nfe']} evaluation{'s' * (entry['nfe'] > 1)}" + _first_figure(entry))

@@ -128,6 +128,16 @@ def test_pictures_are_there_and_described(scm, run):
     assert {"Loss that is minimised", "Norm of the gradient", "Learning rate", "Tangent"} <= curves
 
 
+def test_steps_of_several_evaluations(scm, run):
+    summary = json.loads((run / "summary.json").read_text())
+    for entry, count in zip(summary["student"], (1, 3, 7), strict=True):
+        entry["nfe"] = count
+    (run / "summary.json").write_text(json.dumps(summary))
+    page = report(scm, run)
+    assert len(page.all("img")) == 5
+    assert f"4 steps 7 evaluations, frechet {number(summary['student'][2]['frechet'])}" in page.text
+
+
 def test_json_and_another_place(scm, run, tmp_path):
     place = tmp_path / "page.html"
     result = scm("report", run, "--output", place, "--json")
