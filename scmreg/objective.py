@@ -68,7 +68,17 @@ class Loss:
     t_hat: Tensor
     """TrigFlow time of each sample, shape ``(B,)``."""
     logs: Mapping[str, Tensor] = field(default_factory=dict)
-    """Further per-sample figures to log, each of shape ``(B,)``, without gradient."""
+    """Further per-sample figures to log, each of shape ``(B,)``, without gradient. Names are free; ``weight`` (what
+    `per_sample` is multiplied with), ``tangent_norm`` and ``target_norm`` (of what the network's velocity is regressed
+    onto) are known to the report."""
+
+    def __post_init__(self) -> None:
+        for name, value in {"t_hat": self.t_hat, **self.logs}.items():
+            if value.shape != self.per_sample.shape or value.ndim != 1:
+                raise ValueError(
+                    f"Loss: '{name}' has shape {tuple(value.shape)} and per_sample {tuple(self.per_sample.shape)},"
+                    " but each is one number per sample"
+                )
 
 
 class ObjectiveModule(nn.Module):
@@ -95,6 +105,27 @@ class ObjectiveModule(nn.Module):
             rng: where times and noise are drawn from.
         """
         raise NotImplementedError
+
+    def diagnose(
+        self, phase: str, nets: Nets, batch: Batch, t_hat: Tensor, step: int, rng: torch.Generator
+    ) -> Mapping[str, Tensor]:
+        """Return further figures at given times, for the log: such as are too dear for every step.
+
+        Called without gradient at steps that are logged, on one sample for each bin of time. There are none unless an
+        objective has more to tell.
+
+        Args:
+            phase: name of the phase.
+            nets: the loop's callables by name, possibly wrapped.
+            batch: as many samples of training data as there are times.
+            t_hat: TrigFlow times, shape ``(B,)``, from 0 to pi/2 in equal steps; a process may end before the last.
+            step: steps taken so far.
+            rng: where noise is drawn from.
+
+        Returns:
+            Figures by name, each of shape ``(B,)``.
+        """
+        return {}
 
 
 class Objective(Component, kind="objective"):

@@ -80,13 +80,18 @@ class Trainer(Options):
     tangent_pass: TangentPass = "joint"
     """Whether value and JVP come from one pass or from two (see scmreg.tangent)."""
     log_every: Count = 50
-    """Steps between lines of metrics.jsonl."""
+    """Steps between lines of metrics.jsonl and bins.jsonl."""
+    log_bins: Count = 32
+    """Equal bins of TrigFlow time from 0 to pi/2 that the figures of bins.jsonl are averaged in."""
     tensorboard: bool = False
     """Whether the lines also go to TensorBoard."""
     checkpoint_every: Count = 500
     """Steps between checkpoints."""
     keep: Count = 2
     """Checkpoints that are kept."""
+    previews: NonNegativeInt | None = None
+    """Samples of fixed seeds in the picture that is drawn at every checkpoint; 20 images or 1000 points if not given,
+    0 for no picture."""
 
     operational: ClassVar[frozenset[str]] = frozenset(
         {
@@ -96,9 +101,11 @@ class Trainer(Options):
             "workers",
             "tangent_pass",
             "log_every",
+            "log_bins",
             "tensorboard",
             "checkpoint_every",
             "keep",
+            "previews",
         }
     )
     """Options that leave the result alone, but for rounding: they are not part of the key of a cached teacher."""

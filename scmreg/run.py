@@ -29,6 +29,7 @@ from scmreg.discovery import LOOSE
 from scmreg.errors import CheckpointError, CompositionError, OutputError, RecipeError, UnavailableError
 from scmreg.evaluate import Judge, Result
 from scmreg.law import ExactDenoiser
+from scmreg.log import need_tensorboard
 from scmreg.metric import Judged
 from scmreg.optimizer import make_optimizer
 from scmreg.pictures import comparison
@@ -41,7 +42,6 @@ from scmreg.train import (
     Interrupted,
     check_same_data,
     cpu_threads,
-    need_tensorboard,
     resolve_device,
     train,
 )

@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -36,6 +36,7 @@ __all__ = [
     "normalize",
     "segment_begin",
     "segment_ends",
+    "tangent_parts",
     "unit_velocity",
 ]
 
@@ -195,6 +196,38 @@ def consistency_tangent(value: Tensor, jvp_hat: Tensor, at: Motion, sigma_data: 
     cos, sin = expand(torch.cos(at.span), value), expand(torch.sin(at.span), value)
     stable = -(cos**2) * (sigma_data * value - at.velocity_hat)
     return stable - warmup * (cos * sin * at.x_hat + sigma_data * jvp_hat)
+
+
+def tangent_parts(net: Raw, denoiser: Denoiser, at: Motion, cond: Conditions) -> tuple[Tensor, Tensor]:
+    """Return the two parts that add up to ``g = cos(t̂ - ŝ) df/dt̂``, without gradient (sCM, Fig. 4).
+
+    They are ``cos(t̂ - ŝ)`` times ``∇f · dx̂/dt̂``, due to the motion of the sample, and times ``∂f/∂t̂``, due to the time
+    that the network is told: the part that becomes unstable first. Each takes a JVP of its own, in which random draws of the
+    network are the same; there is no warm-up factor.
+
+    Args:
+        net: called as ``net(x, t, cond)``, returns the raw output.
+        denoiser: its formulas.
+        at: the motion of the samples.
+        cond: what else the network is told.
+
+    Returns:
+        The part in space and the part in time, each of the shape of ``at.x``.
+    """
+    sigma_data = denoiser.process.sigma_data
+    cos, sin = expand(torch.cos(at.span), at.x), expand(torch.sin(at.span), at.x)
+    # x̂ moves and t̂ stands; then t̂ moves and x̂ stands, for which x has to move with the scale of the process.
+    scale = expand(denoiser.process.std(at.t) / sigma_data, at.x)
+    along_x = replace(at, x_rate=scale * cos * sin * at.velocity_hat, t_rate=torch.zeros_like(at.t_rate))
+    along_t = replace(at, x_rate=at.x_rate - along_x.x_rate)
+    with torch.no_grad():
+        with torch.random.fork_rng(devices=[at.x.device] if at.x.is_cuda else []):
+            value, in_space = _value_and_jvp(net, denoiser, along_x, cond)
+        _, in_time = _value_and_jvp(net, denoiser, along_t, cond)
+    return (
+        cos**2 * at.velocity_hat - sigma_data * in_space,
+        -(cos * sin * at.x_hat) - sigma_data * (cos**2 * value + in_time),
+    )
 
 
 def normalize(g: Tensor, how: Normalization, c: float) -> Tensor:

@@ -29,9 +29,19 @@ class WeightingModule(nn.Module):
 
     def forward(self, loss: Tensor, t: Tensor) -> Tensor:
         """Weight per-sample losses of shape ``(B,)`` at times ``t``."""
+        return self.weigh(loss, t)[0]
+
+    def weigh(self, loss: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight per-sample losses, and return the factors ``e^w`` beside them, without gradient, for the log.
+
+        Args:
+            loss: per-sample losses, shape ``(B,)``.
+            t: times of the process, shape ``(B,)``.
+        """
         log_weight = self.log_weight(t)
-        weighted = log_weight.exp() * loss
-        return weighted - log_weight if self.learned else weighted
+        weight = log_weight.exp()
+        weighted = weight * loss
+        return (weighted - log_weight if self.learned else weighted), weight.detach()
 
 
 class Weighting(Component, kind="weighting"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -11,6 +12,7 @@ from annotated_types import Interval
 from torch import Tensor
 
 from scmreg.component import Component
+from scmreg.coordinates import process_time
 from scmreg.data import DataSpec
 from scmreg.denoiser import Denoiser
 from scmreg.errors import OptionError
@@ -22,6 +24,7 @@ from scmreg.proposal import Proposal
 from scmreg.registry import registry
 from scmreg.sampler import OdeSampler, Sampler
 from scmreg.tangent import (
+    Motion,
     Normalization,
     consistency_tangent,
     evaluate_with_difference,
@@ -29,6 +32,7 @@ from scmreg.tangent import (
     motion,
     normalize,
     segment_ends,
+    tangent_parts,
 )
 from scmreg.types import Batch, Conditions, Count, NonNegative, NonNegativeInt
 from scmreg.weighting import Weighting
@@ -51,12 +55,7 @@ class ContinuousModule(ObjectiveModule):
         objective, setup, denoiser = self.objective, self.setup, self.setup.denoiser
         process, x0 = denoiser.process, batch.x0
         t = objective.proposal.sample(process, len(x0), rng, x0.dtype).to(x0.device)
-        noise = torch.randn(x0.shape, generator=rng, device=rng.device).to(x0)
-        x = process.perturb(x0, noise, t)
-
-        cond = objective.told(batch.cond, rng, len(x0))
-        pair = objective.direction(setup.teacher, x, t, x0, noise, cond)
-        at = motion(denoiser, x, t, *pair, objective.segments)
+        at, cond = self._motion(batch, t, rng)
         net, part = nets["model"], objective.finite_difference
         if part is None:
             value, jvp_hat = evaluate_with_jvp(net, denoiser, at, cond, setup.tangent_pass, compiled=setup.compiled)
@@ -68,9 +67,33 @@ class ContinuousModule(ObjectiveModule):
 
         # F - sg(F) is zero in value and carries the gradient.
         per_sample = (value - value.detach() - g).square().flatten(1).mean(1)
-        total = self.weighting(per_sample, t).mean()
-        tangent_norm = torch.linalg.vector_norm(raw.flatten(1), dim=1)
-        return Loss(total, per_sample.detach(), at.t_hat, {"tangent_norm": tangent_norm})
+        weighted, weight = self.weighting.weigh(per_sample, t)
+        logs = {"weight": weight, "tangent_norm": norm(raw), "target_norm": norm(value.detach() + g)}
+        return Loss(weighted.mean(), per_sample.detach(), at.t_hat, logs)
+
+    def diagnose(
+        self, phase: str, nets: Nets, batch: Batch, t_hat: Tensor, step: int, rng: torch.Generator
+    ) -> Mapping[str, Tensor]:
+        """Return the norms of both parts of the tangent, before warm-up and normalization (Fig. 4)."""
+        process = self.setup.denoiser.process
+        at, cond = self._motion(batch, process_time(process, t_hat).clamp(max=process.t_max), rng)
+        in_space, in_time = tangent_parts(nets["model"], self.setup.denoiser, at, cond)
+        return {"tangent_space_norm": norm(in_space), "tangent_time_norm": norm(in_time)}
+
+    def _motion(self, batch: Batch, t: Tensor, rng: torch.Generator) -> tuple[Motion, Conditions]:
+        """Perturb a batch, say where its samples go, and what the network is told."""
+        denoiser, objective, x0 = self.setup.denoiser, self.objective, batch.x0
+        noise = torch.randn(x0.shape, generator=rng, device=rng.device).to(x0)
+        x = denoiser.process.perturb(x0, noise, t)
+        cond = objective.told(batch.cond, rng, len(x0))
+        pair = objective.direction(self.setup.teacher, x, t, x0, noise, cond)
+        return motion(denoiser, x, t, *pair, objective.segments), cond
+
+
+def norm(x: Tensor) -> Tensor:
+    """Return the norm of every sample, shape ``(B,)``."""
+    out: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return out
 
 
 class ContinuousConsistency(Objective):

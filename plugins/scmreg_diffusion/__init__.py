@@ -41,8 +41,10 @@ class DiffusionModule(ObjectiveModule):
         cos, sin = expand(torch.cos(t_hat), x0), expand(torch.sin(t_hat), x0)
         error = cos * (eps - noise) - sin * (data - x0) / process.sigma_data
         per_sample = error.square().flatten(1).mean(1)
-        total = self.weighting(per_sample, t).mean()
-        return Loss(total, per_sample.detach(), t_hat)
+        weighted, weight = self.weighting.weigh(per_sample, t)
+        target = cos * noise - sin * x0 / process.sigma_data
+        logs = {"weight": weight, "target_norm": torch.linalg.vector_norm(target.flatten(1), dim=1)}
+        return Loss(weighted.mean(), per_sample.detach(), t_hat, logs)
 
     def _withhold(self, batch: Batch, rng: torch.Generator) -> Conditions:
         """Replace a share of the labels by "no label"."""
