@@ -143,8 +143,8 @@ def evaluate_with_difference(
 ) -> tuple[Tensor, Tensor]:
     """Return what `evaluate_with_jvp` does, with a central difference along the motion in place of the derivative.
 
-    The sample moves to ``x ± h dx/dt`` at ``t ± h``, ``h`` being ``part`` of ``t``, not past the end of the process; all
-    three evaluations share their random draws. The error has two parts: rounding over ``h``, and the third
+    The sample moves to ``x ± h dx/dt`` at ``t ± h``, ``h`` being ``part`` of ``t``, not past the end of the process.
+    All three evaluations share their random draws. The error has two parts: rounding over ``h``, and the third
     derivative times ``h²``.
 
     Raises:
@@ -202,8 +202,8 @@ def tangent_parts(net: Raw, denoiser: Denoiser, at: Motion, cond: Conditions) ->
     """Return the two parts that add up to ``g = cos(t̂ - ŝ) df/dt̂``, without gradient (sCM, Fig. 4).
 
     They are ``cos(t̂ - ŝ)`` times ``∇f · dx̂/dt̂``, due to the motion of the sample, and times ``∂f/∂t̂``, due to the time
-    that the network is told: the part that becomes unstable first. Each takes a JVP of its own, in which random draws of the
-    network are the same; there is no warm-up factor.
+    that the network is told: the part that becomes unstable first. Each takes a JVP of its own, in which random draws of
+    the network are the same; there is no warm-up factor.
 
     Args:
         net: called as ``net(x, t, cond)``, returns the raw output.

@@ -74,7 +74,11 @@ class ContinuousModule(ObjectiveModule):
     def diagnose(
         self, phase: str, nets: Nets, batch: Batch, t_hat: Tensor, step: int, rng: torch.Generator
     ) -> Mapping[str, Tensor]:
-        """Return the norms of both parts of the tangent, before warm-up and normalization (Fig. 4)."""
+        """Return the norms of both parts of the tangent, before warm-up and normalization (Fig. 4); nothing of a
+        network that is trained by finite differences, as it may have no derivative.
+        """
+        if self.objective.finite_difference is not None:
+            return {}
         process = self.setup.denoiser.process
         at, cond = self._motion(batch, process_time(process, t_hat).clamp(max=process.t_max), rng)
         in_space, in_time = tangent_parts(nets["model"], self.setup.denoiser, at, cond)
