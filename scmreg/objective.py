@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -41,7 +41,8 @@ class Setup:
 class Phase:
     """One optimizer of the training and the networks that it moves.
 
-    The loop takes one step of every phase whose ``every`` divides the step, in order; that is its only verb.
+    The loop takes one step of every phase that is due, in order; that is its only verb. A module within a module of the
+    objective is named by its path, as in ``terms.0.weighting``.
     """
 
     name: str
@@ -50,8 +51,13 @@ class Phase:
     own: tuple[str, ...] = ()
     """Modules of the objective whose parameters move along, such as a learned weighting."""
     every: int = 1
+    """It is due in the steps that this divides, counted from 1."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the trainer that differ in this phase, such as ``learning_rate``."""
+
+    def due(self, step: int) -> bool:
+        """Whether it takes its step after ``step`` steps."""
+        return (step + 1) % self.every == 0
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,15 @@ class Loss:
     """TrigFlow time of each sample, shape ``(B,)``."""
     logs: Mapping[str, Tensor] = field(default_factory=dict)
     """Further per-sample figures to log, each of shape ``(B,)``, without gradient."""
+    parts: Mapping[str, Loss] = field(default_factory=dict)
+    """The losses that this one is a sum of, by name, each with its own times and figures."""
+
+    def by_name(self, prefix: str = "") -> Iterator[tuple[str, Loss]]:
+        """Yield every part, or the loss itself where it is no sum, each with a prefix for the names of its figures."""
+        if not self.parts:
+            yield prefix, self
+        for name, part in self.parts.items():
+            yield from part.by_name(f"{prefix}{name}_")
 
 
 class ObjectiveModule(nn.Module):
@@ -107,6 +122,11 @@ class Objective(Component, kind="objective"):
     """Name of the sampler that suits what it trains."""
     trainer: ClassVar[Mapping[str, Any]] = {}
     """Options of the trainer that suit it, in place of the trainer's defaults."""
+
+    @property
+    def title(self) -> str:
+        """What runs are called after, and random draws are keyed by: the name, or those of the terms of a sum."""
+        return self.name
 
     @property
     def needs_teacher(self) -> bool:
