@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -360,7 +359,7 @@ def test_a_sampler_that_starts_elsewhere_is_refused() -> None:
         return Recipe.from_tree({"objective": "vsd", **sections})
 
     made(sampler={"name": "consistency", "sigma_max": 80}).check()
-    with pytest.raises(CompositionError, match="starts at 40: set objective.sigma_max and sampler.sigma_max"):
+    with pytest.raises(CompositionError, match=r"starts at 40: set objective\.sigma_max and sampler\.sigma_max"):
         made(sampler={"name": "consistency", "sigma_max": 40}).check()
     both = {"objective": {"name": "vsd", "sigma_max": 40}, "sampler": {"name": "consistency", "sigma_max": 40}}
     made(**both).check()

@@ -64,7 +64,7 @@ def check_equal(one: checkpoint.Checkpoint, other: checkpoint.Checkpoint) -> Non
     for part in ("model", "ema"):
         ours, theirs = one.tensors(part), other.tensors(part)
         assert all(torch.equal(ours[key], theirs[key]) for key in ours | theirs)
-    ours, theirs = ({k: v for k, v in c.tensors("optimizer-main").items()} for c in (one, other))
+    ours, theirs = (saved.tensors("optimizer-main") for saved in (one, other))
     assert all(torch.equal(ours[key], theirs[key]) for key in ours | theirs)
 
 
@@ -364,7 +364,7 @@ def test_a_list_that_names_a_component_twice_or_is_none() -> None:
     tree: dict[str, Any] = {"evaluation": {"metrics": ["frechet", {"name": "frechet", "splits": 2}]}}
     with pytest.raises(OptionError, match="more than one 'frechet'"):
         recipes.set_path(tree, "evaluation.metrics.frechet.splits", 3)
-    with pytest.raises(OptionError, match="objective.terms is 'scd', which has no options to set"):
+    with pytest.raises(OptionError, match=r"objective\.terms is 'scd', which has no options to set"):
         recipes.set_path({"objective": {"name": "sum", "terms": "scd"}}, "objective.terms.scd.warmup", 3)
 
 
@@ -401,8 +401,7 @@ def test_only_objectives_are_summed() -> None:
 
 def test_a_fresh_student_is_that_of_the_terms() -> None:
     """The sum of one term starts from the fresh weights that the term starts from; another sum from its own."""
-    states = []
-    for objective in ("diffusion", {"name": "sum", "terms": ["diffusion"]}, "diffusion+sct"):
-        states.append(build_denoiser(recipe(objective), (2,), 8).network.enter.weight)
+    objectives: tuple[Any, ...] = ("diffusion", {"name": "sum", "terms": ["diffusion"]}, "diffusion+sct")
+    states = [build_denoiser(recipe(objective), (2,), 8).network.enter.weight for objective in objectives]
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], states[2])
