@@ -50,8 +50,10 @@ class Bins:
         self._sums: dict[str, _Sums] = {}
 
     def add(self, phase: str, loss: Loss) -> None:
-        """Count the samples of a training loss, with every figure that it has of them."""
-        self._add(phase, loss.t_hat, {"loss": loss.per_sample, **loss.logs}, counted=True)
+        """Count the samples of a training loss, with every figure that it has of them; those of a sum once a part."""
+        for prefix, part in loss.by_name():
+            figures = {"loss": part.per_sample, **part.logs}
+            self._add(phase, part.t_hat, {prefix + name: value for name, value in figures.items()}, counted=True)
 
     def add_figures(self, phase: str, t_hat: Tensor, figures: Mapping[str, Tensor]) -> None:
         """Add figures of further samples, which are not training samples.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -44,7 +44,8 @@ class Setup:
 class Phase:
     """One optimizer of the training and the networks that it moves.
 
-    The loop takes one step of every phase whose ``every`` divides the step, in order; that is its only verb.
+    The loop takes one step of every phase that is due, in order; that is its only verb. A module within a module of the
+    objective is named by its path, as in ``terms.0.weighting``.
     """
 
     name: str
@@ -53,8 +54,13 @@ class Phase:
     own: tuple[str, ...] = ()
     """Modules of the objective whose parameters move along, such as a learned weighting."""
     every: int = 1
+    """It is due in the steps that this divides, counted from 1."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the trainer that differ in this phase, such as ``learning_rate``."""
+
+    def due(self, step: int) -> bool:
+        """Whether it takes its step after ``step`` steps."""
+        return (step + 1) % self.every == 0
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,8 @@ class Loss:
     """Further per-sample figures to log, each of shape ``(B,)``, without gradient. Names are free; ``weight`` (what
     `per_sample` is multiplied with), ``tangent_norm`` and ``target_norm`` (of what the network's velocity is regressed
     onto) are known to the report."""
+    parts: Mapping[str, Loss] = field(default_factory=dict)
+    """The losses that this one is a sum of, by name, each with its own times and figures."""
 
     def __post_init__(self) -> None:
         for name, value in {"t_hat": self.t_hat, **self.logs}.items():
@@ -79,6 +87,13 @@ class Loss:
                     f"Loss: '{name}' has shape {tuple(value.shape)} and per_sample {tuple(self.per_sample.shape)},"
                     " but each is one number per sample"
                 )
+
+    def by_name(self, prefix: str = "") -> Iterator[tuple[str, Loss]]:
+        """Yield every part, or the loss itself where it is no sum, each with a prefix for the names of its figures."""
+        if not self.parts:
+            yield prefix, self
+        for name, part in self.parts.items():
+            yield from part.by_name(f"{prefix}{name}_")
 
 
 class ObjectiveModule(nn.Module):
@@ -144,6 +159,11 @@ class Objective(Component, kind="objective"):
     def gives(self) -> frozenset[str]:
         """Conditions beside the label that it passes to the network."""
         return frozenset()
+
+    @property
+    def title(self) -> str:
+        """What runs are called after, and random draws are keyed by: the name, or those of the terms of a sum."""
+        return self.name
 
     @property
     def needs_teacher(self) -> bool:

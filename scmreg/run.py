@@ -65,7 +65,9 @@ def open_folder(recipe: Recipe, out: Path, name: str | None) -> Path:
         OutputError: if the name is taken, or nothing can be written there.
     """
     chosen = (
-        name if name is not None else f"{recipe.process.name}-{recipe.objective.name}-{recipe.data.name}-s{recipe.seed}"
+        name
+        if name is not None
+        else f"{recipe.process.name}-{recipe.objective.title}-{recipe.data.name}-s{recipe.seed}"
     )
     folder = out / chosen
     if name is not None and (not name or Path(name).name != name or name.startswith(".")):
@@ -164,7 +166,7 @@ def _execute(recipe: Recipe, folder: Path, dataset: Dataset, progress: Progress)
         progress,
         teacher=teacher.denoiser(device) if teacher else None,
         teacher_run=teacher.identity if teacher else None,
-        title="train" if teacher is None else f"train {recipe.objective.name}",
+        title="train" if teacher is None else f"train {recipe.objective.title}",
     )
     run = load_run(folder)
     summary = evaluate_run(run, dataset, progress, teacher=teacher, start=start)
@@ -204,7 +206,7 @@ def evaluate_run(
     summary = {
         "run": str(run.folder),
         "process": recipe.process.name,
-        "objective": recipe.objective.name,
+        "objective": recipe.objective.title,
         "seed": recipe.seed,
         "seconds": round(time.perf_counter() - began, 1),
         "floor": _rounded(floor),
@@ -319,7 +321,7 @@ def _fitting_teacher(recipe: Recipe, path: Path, dataset: Dataset) -> Run:
     theirs = run.recipe
     if theirs.objective.few_step:
         raise CompositionError(
-            f"{path} was trained by '{theirs.objective.name}', a teacher must be a diffusion model",
+            f"{path} was trained by '{theirs.objective.title}', a teacher must be a diffusion model",
             "train one with: scm run --objective diffusion",
         )
     ours: list[tuple[str, Any, Any]] = []

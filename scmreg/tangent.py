@@ -202,8 +202,8 @@ def tangent_parts(net: Raw, denoiser: Denoiser, at: Motion, cond: Conditions) ->
     """Return the two parts that add up to ``g = cos(t̂ - ŝ) df/dt̂``, without gradient (sCM, Fig. 4).
 
     They are ``cos(t̂ - ŝ)`` times ``∇f · dx̂/dt̂``, due to the motion of the sample, and times ``∂f/∂t̂``, due to the time
-    that the network is told: the part that becomes unstable first. Each takes a JVP of its own, in which random draws of
-    the network are the same; there is no warm-up factor.
+    that the network is told: the part that becomes unstable first. Each takes a JVP of its own, with the same random
+    draws of the network; there is no warm-up factor.
 
     Args:
         net: called as ``net(x, t, cond)``, returns the raw output.

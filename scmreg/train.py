@@ -79,7 +79,7 @@ def resolve_device(name: str) -> torch.device:
 def build_denoiser(recipe: Recipe, shape: tuple[int, ...], classes: int, seed: int | None = None) -> Denoiser:
     """Return a fresh denoiser of a recipe, its parameters drawn from a stream of their own."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(recipe.seed if seed is None else seed, recipe.objective.name, "init"))
+        torch.manual_seed(derive(recipe.seed if seed is None else seed, recipe.objective.title, "init"))
         network = recipe.network.build(shape, classes)
     return Denoiser(network, recipe.process, recipe.parameterization, classes)
 
@@ -190,7 +190,7 @@ class _Loop:
     ) -> None:
         self.recipe, self.trainer, self.dataset, self.folder = recipe, recipe.trainer, dataset, folder
         self.checkpoints = folder / "checkpoints"
-        self.key = (recipe.seed, recipe.objective.name)  # a teacher and its student draw different numbers
+        self.key = (recipe.seed, recipe.objective.title)  # a teacher and its student draw different numbers
         self.device = resolve_device(self.trainer.device)
         self.teacher_run = None if teacher_run is None else dict(teacher_run)
         self.denoiser = build_denoiser(recipe, dataset.spec.shape, len(dataset.spec.classes)).to(self.device)
@@ -206,6 +206,8 @@ class _Loop:
         self.nets: dict[str, Any] = {"model": self.denoiser}
         for name, module in self.objective.named_children():
             self.nets.setdefault(name, module)
+        for name in (name for phase in self.objective.phases for name in phase.nets if name not in self.nets):
+            self.nets[name] = self.objective.get_submodule(name)
         self._check_ownership(teacher)
         self.parameters = {phase.name: self._parameters(phase) for phase in self.objective.phases}
         self.optimizers = {phase.name: self._optimizer(phase) for phase in self.objective.phases}
@@ -315,7 +317,7 @@ class _Loop:
         torch.manual_seed(derive(*self.key, "dropout", self.step))
         rng = generator(*self.key, "loss", self.step)
         for phase in self.objective.phases:
-            if self.step % phase.every:
+            if not phase.due(self.step):
                 continue
             optimizer, parameters = self.optimizers[phase.name], self.parameters[phase.name]
             rate = options_of_phase(self.trainer, phase).learning_rate * decay(self.trainer, self.step)
@@ -332,18 +334,20 @@ class _Loop:
                 share = len(part.x0) / self.trainer.batch_size
                 (result.total * share).backward()
                 loss += float(result.total.detach()) * share
-                for name, value in result.logs.items():
-                    figures[prefix + name] = figures.get(prefix + name, 0.0) + float(value.mean()) * share
+                for name, value in result.by_name(prefix):
+                    shown = {**value.logs, "loss": value.per_sample} if result.parts else value.logs
+                    for log, figure in shown.items():
+                        figures[name + log] = figures.get(name + log, 0.0) + float(figure.mean()) * share
             norm = float(nn.utils.clip_grad_norm_(parameters, self.trainer.clip or math.inf))
             if not math.isfinite(norm):
                 raise DivergenceError(
-                    f"the gradient of {self.recipe.objective.name} is not finite at step {self.step + 1}",
+                    f"the gradient of {self.recipe.objective.title} is not finite at step {self.step + 1}",
                     self._advice(),
                 )
             optimizer.step()
             figures |= {f"{prefix}loss": loss, f"{prefix}gradient_norm": norm, f"{prefix}learning_rate": rate}
-        if figures and "loss" not in figures:
-            figures["loss"] = next(value for name, value in figures.items() if name.endswith("_loss"))
+        if (first := f"{self.objective.phases[0].name}_loss") in figures:
+            figures["loss"] = figures[first]
         self._average()
         return figures
 
@@ -401,16 +405,20 @@ class _Loop:
 
     def _check(self, result: Loss, phase: Phase) -> None:
         """Stop at the first figure that is not finite; nothing is masked."""
-        if bool(torch.isfinite(result.total)) and all(bool(torch.isfinite(v).all()) for v in result.logs.values()):
+        parts = list(result.by_name())
+        logged = (value for _, part in parts for value in part.logs.values())
+        if bool(torch.isfinite(result.total)) and all(bool(torch.isfinite(value).all()) for value in logged):
             return
-        figures = {**result.logs, "loss": result.per_sample}
-        name, bad = next(
-            ((name, ~torch.isfinite(value)) for name, value in figures.items() if not torch.isfinite(value).all()),
-            ("weight", torch.ones_like(result.per_sample, dtype=torch.bool)),
-        )
-        times = result.t_hat[bad.to(result.t_hat.device)]
+        figures = [
+            (prefix + name, part, ~torch.isfinite(value))
+            for prefix, part in parts
+            for name, value in {**part.logs, "loss": part.per_sample}.items()
+        ]
+        everything = ("weight", result, torch.ones_like(result.per_sample, dtype=torch.bool))
+        name, part, bad = next((found for found in figures if found[2].any()), everything)
+        times = part.t_hat[bad.to(part.t_hat.device)]
         raise DivergenceError(
-            f"{name.replace('_', ' ')} of {self.recipe.objective.name} is not finite at step {self.step + 1}"
+            f"{name.replace('_', ' ')} of {self.recipe.objective.title} is not finite at step {self.step + 1}"
             f" (phase {phase.name}), for {int(bad.sum())} of {len(bad)} samples",
             f"their TrigFlow times lie in [{float(times.min()):.4f}, {float(times.max()):.4f}] of [0, 1.5708]",
             self._advice(),
@@ -431,7 +439,7 @@ class _Loop:
                 )
         moved = {name for phase in self.objective.phases for name in (*phase.own, *phase.nets)}
         for name, parameter in self.objective.named_parameters():
-            if parameter.requires_grad and name.partition(".")[0] not in moved:
+            if parameter.requires_grad and not any(name.startswith(f"{module}.") for module in moved):
                 raise TypeError(
                     f"no phase of {type(self.objective).__name__} moves its parameter {name}: name"
                     f" '{name.partition('.')[0]}' in Phase(own=...) or Phase(nets=...)"
@@ -444,8 +452,8 @@ class _Loop:
         return f"try a lower trainer.learning_rate, trainer.clip{more}; the run keeps its last checkpoint"
 
     def _parameters(self, phase: Phase) -> list[nn.Parameter]:
-        modules = [self.denoiser if name == "model" else getattr(self.objective, name) for name in phase.nets]
-        modules += [getattr(self.objective, name) for name in phase.own]
+        names = (*phase.nets, *phase.own)
+        modules = [self.denoiser if name == "model" else self.objective.get_submodule(name) for name in names]
         return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
 
     def _optimizer(self, phase: Phase) -> torch.optim.Optimizer:

@@ -85,7 +85,7 @@ def compose(source: str | None, chosen: Mapping[str, Any], settings: Sequence[st
     recipe.apply_settings(tree, settings)
     made = Recipe.from_tree(tree)
     if "teacher.source" in chosen and not made.objective.needs_teacher:
-        raise OptionError([f"--teacher is of no use: objective '{made.objective.name}' needs no teacher"])
+        raise OptionError([f"--teacher is of no use: objective '{made.objective.title}' needs no teacher"])
     return made
 
 

@@ -214,7 +214,7 @@ class Consistency(Sampler, name="consistency"):
             return reason
         if recipe.objective.few_step or recipe.sampler is not self:
             return None
-        return f"sampler 'consistency' needs a consistency model, which '{recipe.objective.name}' does not train"
+        return f"sampler 'consistency' needs a consistency model, which '{recipe.objective.title}' does not train"
 
     def with_steps(self, steps: int) -> Self:
         """Return the sampler with another number of steps, which chooses its times if the number differs."""

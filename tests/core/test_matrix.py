@@ -131,7 +131,7 @@ def test_diffusion_fits_everything_and_consistency_is_choosy() -> None:
     """The table is neither empty nor full: of the pairs of process and parameterization some have no f(x, t)."""
     reasons = {name_of(verdict): verdict.reason for verdict in COMPOSITIONS}
     assert all(reason is None for name, reason in reasons.items() if name.endswith("-diffusion"))
-    for objective in ("sct", "scd"):
+    for objective in ("sct", "scd", "vsd", "sum"):
         for process in scmreg.processes:
             assert reasons[f"{process}-unit-variance-{objective}"] is None
             assert reasons[f"{process}-velocity-{objective}"] is None
