@@ -15,6 +15,7 @@ from scmreg.data import DataSpec
 from scmreg.denoiser import Denoiser
 from scmreg.tangent import TangentPass
 from scmreg.types import Batch, Conditions
+from scmreg.weighting import Space
 
 __all__ = ["Loss", "Objective", "ObjectiveModule", "Phase", "Setup"]
 
@@ -35,6 +36,8 @@ class Setup:
     """How value and JVP are taken (see :func:`scmreg.tangent.evaluate_with_jvp`)."""
     compiled: bool = False
     """Whether the JVP is compiled."""
+    steps: int | None = None
+    """Steps of the whole training, ``None`` where nobody knows: what follows a curriculum needs to be told."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,11 @@ class Objective(Component, kind="objective"):
     """Whether ``f(x, 0) = x`` must hold."""
     few_step: ClassVar[bool] = False
     """Whether the result is a model for few-step sampling, to be compared with its teacher."""
+    space: ClassVar[Space] = "own"
+    """What its loss is the squared size of: an error of the unit velocity (``unit``), of the data (``data``), or
+    something else (``own``). Weightings are stated in one of them (see :mod:`scmreg.weighting`)."""
+    pairs: ClassVar[bool] = False
+    """Whether it tells its weighting of an earlier time, and of the difference that its loss is the size of."""
     gives: ClassVar[frozenset[str]] = frozenset()
     """Conditions beside the label that it passes to the network."""
     sampler: ClassVar[str] = "heun"
