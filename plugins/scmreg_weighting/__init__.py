@@ -245,15 +245,5 @@ def _normal(x: Tensor, mean: float, std: float) -> Tensor:
 @hookimpl
 def scmreg_components() -> list[type[Component]]:
     """Register what this package adds."""
-    weightings: list[type[Component]] = [
-        Uniform,
-        SNR,
-        Prior,
-        SNRPlusOne,
-        EDMWeighting,
-        SoftMinSNR,
-        Adaptive,
-        InverseStep,
-        ECT,
-    ]
+    weightings: list[type[Component]] = [Uniform, SNR, Prior, SNRPlusOne, EDMWeighting, SoftMinSNR, Adaptive]
     return [*weightings, InverseStep, ECT, LogNormal, LogitNormal, UniformTimes]
