@@ -73,7 +73,7 @@ def difference_quotient_of_short_steps(case: Case) -> float:
     x0, noise = case.pair(process)
     t_hat = case.angles(case.batch, 0.2, 1.3)
     t = case.times(process, t_hat)
-    one, half = (_quotient(model, x0, noise, t, case.times(process, t_hat - step)) for step in (1e-3, 5e-4))
+    one, half = (_quotient(model, x0, noise, t, case.times(process, t_hat - step)) for step in (1e-4, 5e-5))
     return difference(2 * half - one, _tangent(model, process.perturb(x0, noise, t), t, x0, noise))
 
 
