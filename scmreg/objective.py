@@ -18,6 +18,7 @@ from scmreg.registry import registry
 from scmreg.sampler import Sampler
 from scmreg.tangent import TangentPass
 from scmreg.types import Batch, Conditions
+from scmreg.weighting import Space
 
 __all__ = ["Loss", "Objective", "ObjectiveModule", "Phase", "Setup"]
 
@@ -38,6 +39,8 @@ class Setup:
     """How value and JVP are taken (see :func:`scmreg.tangent.evaluate_with_jvp`)."""
     compiled: bool = False
     """Whether the JVP is compiled."""
+    steps: int | None = None
+    """Steps of the whole training, ``None`` where nobody knows: what follows a curriculum needs to be told."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,11 @@ class Objective(Component, kind="objective"):
     """Whether ``f(x, 0) = x`` must hold."""
     few_step: ClassVar[bool] = False
     """Whether the result is a model for few-step sampling, to be compared with its teacher."""
+    space: ClassVar[Space] = "own"
+    """What its loss is the squared size of: an error of the unit velocity (``unit``), of the data (``data``), or
+    something else (``own``). Weightings are stated in one of them (see :mod:`scmreg.weighting`)."""
+    pairs: ClassVar[bool] = False
+    """Whether it tells its weighting of an earlier time, and of the difference that its loss is the size of."""
     sampler: ClassVar[str] = "heun"
     """Name of the sampler that suits what it trains."""
     trainer: ClassVar[Mapping[str, Any]] = {}

@@ -25,12 +25,14 @@ from torch import Tensor
 
 from scmreg.coordinates import log_ratio_rate, to_trig
 from scmreg.denoiser import Denoiser
+from scmreg.rng import rewound
 from scmreg.types import Conditions, expand
 
 __all__ = [
     "Normalization",
     "TangentPass",
     "consistency_tangent",
+    "discrete_tangent",
     "evaluate_with_difference",
     "evaluate_with_jvp",
     "normalize",
@@ -132,8 +134,7 @@ def evaluate_with_jvp(
     value_and_jvp = _compiled_value_and_jvp() if compiled else _value_and_jvp
     if tangent_pass == "joint":
         return value_and_jvp(net, denoiser, at, cond)
-    devices = [at.x.device] if at.x.is_cuda else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    with rewound(at.x.device), torch.no_grad():
         _, tangent = value_and_jvp(net, denoiser, at, cond)
     return unit_velocity(net, denoiser, at.x, at.t, cond), tangent
 
@@ -196,6 +197,32 @@ def consistency_tangent(value: Tensor, jvp_hat: Tensor, at: Motion, sigma_data: 
     cos, sin = expand(torch.cos(at.span), value), expand(torch.sin(at.span), value)
     stable = -(cos**2) * (sigma_data * value - at.velocity_hat)
     return stable - warmup * (cos * sin * at.x_hat + sigma_data * jvp_hat)
+
+
+def discrete_tangent(
+    value: Tensor, earlier: Tensor, at: Motion, r_hat: Tensor, gap: Tensor, sigma_data: float, warmup: float
+) -> Tensor:
+    """Return ``g = cos(t̂) Delta`` for the difference quotient ``Delta = (f(x_t, t) - f(x_r, r)) / sin(t̂ - r̂)`` (sCM,
+    App. E, Eq. 37), its unstable part scaled by the warm-up factor.
+
+    ``x_r`` is what a step of DDIM from ``x_t`` along the motion leads to. (The printed Algorithm 2 has the tangent of
+    continuous time in its place; Eq. 37 is the one that the appendix derives.)
+
+    Args:
+        value: ``F̂(x_t, t)``, without gradient, shape ``(B, ...)``.
+        earlier: ``F̂(x_r, r)``, without gradient; whatever it is at ``r = 0``, where it has the factor 0, it is finite.
+        at: the motion at ``t``.
+        r_hat: TrigFlow time of ``r``, shape ``(B,)``.
+        gap: ``t̂ - r̂``, positive, shape ``(B,)``.
+        sigma_data: standard deviation of the data.
+        warmup: ``w`` in ``[0, 1]``; at 1 the result is the difference quotient itself.
+    """
+    cos = expand(torch.cos(at.t_hat), value)
+    cos_r, sin_r = expand(torch.cos(r_hat), value), expand(torch.sin(r_hat), value)
+    cos_gap, sin_gap = expand(torch.cos(gap), value), expand(torch.sin(gap), value)
+    slope = (cos_gap * value - earlier) / sin_gap
+    delta = -cos_r * (sigma_data * value - at.velocity_hat) - warmup * sin_r * (at.x_hat + sigma_data * slope)
+    return cos * delta
 
 
 def tangent_parts(net: Raw, denoiser: Denoiser, at: Motion, cond: Conditions) -> tuple[Tensor, Tensor]:

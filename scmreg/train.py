@@ -198,7 +198,8 @@ class _Loop:
             teacher = teacher.to(self.device).eval().requires_grad_(False)
             if recipe.starts_from_teacher:
                 checkpoint.load_into(self.denoiser, teacher.state_dict(), "the teacher")
-        setup = Setup(self.denoiser, dataset.spec, teacher, self.trainer.tangent_pass, self.trainer.compile)
+        trainer = self.trainer
+        setup = Setup(self.denoiser, dataset.spec, teacher, trainer.tangent_pass, trainer.compile, steps=trainer.steps)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(*self.key, "objective"))
             self.objective = recipe.objective.build(setup).to(self.device)

@@ -48,7 +48,7 @@ class ContinuousModule(ObjectiveModule):
     def __init__(self, objective: ContinuousConsistency, setup: Setup) -> None:
         super().__init__(setup)
         self.objective = objective
-        self.weighting = objective.weighting.build(setup.denoiser.process)
+        self.weighting = objective.weighting.build_in(setup.denoiser.process, objective.space)
 
     def loss(self, phase: str, nets: Nets, batch: Batch, step: int, rng: torch.Generator) -> Loss:
         """Return the consistency loss of one batch (Eq. 8)."""
@@ -103,6 +103,7 @@ def norm(x: Tensor) -> Tensor:
 class ContinuousConsistency(Objective):
     """What sCT and sCD share: everything but where ``dx/dt`` comes from."""
 
+    space = "unit"
     needs_boundary = True
     few_step = True
     sampler = "consistency"

@@ -12,7 +12,7 @@ from scmreg.hookspecs import hookimpl
 from scmreg.objective import Loss, Nets, Objective, ObjectiveModule, Phase, Setup
 from scmreg.proposal import Proposal
 from scmreg.types import Batch, Conditions, Probability, expand
-from scmreg.weighting import Weighting
+from scmreg.weighting import Weighting, weigh
 
 __all__ = ["Diffusion"]
 
@@ -26,7 +26,7 @@ class DiffusionModule(ObjectiveModule):
         super().__init__(setup)
         self.objective = objective
         self.classes = len(setup.spec.classes)
-        self.weighting = objective.weighting.build(setup.denoiser.process)
+        self.weighting = objective.weighting.build_in(setup.denoiser.process, objective.space)
 
     def loss(self, phase: str, nets: Nets, batch: Batch, step: int, rng: torch.Generator) -> Loss:
         """Return the denoising loss of one batch."""
@@ -41,7 +41,8 @@ class DiffusionModule(ObjectiveModule):
         cos, sin = expand(torch.cos(t_hat), x0), expand(torch.sin(t_hat), x0)
         error = cos * (eps - noise) - sin * (data - x0) / process.sigma_data
         per_sample = error.square().flatten(1).mean(1)
-        weighted, weight = self.weighting.weigh(per_sample, t)
+        # The earlier time of a pair is 0, where a consistency function returns the data.
+        weighted, weight = weigh(self.weighting, per_sample, t, torch.zeros_like(t), error)
         target = cos * noise - sin * x0 / process.sigma_data
         logs = {"weight": weight, "target_norm": torch.linalg.vector_norm(target.flatten(1), dim=1)}
         return Loss(weighted.mean(), per_sample.detach(), t_hat, logs)
@@ -62,6 +63,8 @@ class Diffusion(Objective, name="diffusion"):
     ``||F̂ - v̂/sigma_data||²/D``, which has unit variance at every time and is EDM's loss with EDM's weighting.
     """
 
+    space = "unit"
+    pairs = True
     trainer = {
         "optimizer": "Adam",
         "optimizer_options": {"betas": [0.9, 0.99], "fused": True},

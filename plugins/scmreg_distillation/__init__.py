@@ -34,7 +34,7 @@ class VSDModule(ObjectiveModule):
         process = setup.denoiser.process
         level = torch.tensor([min(objective.sigma_max, setup.denoiser.highest_level)], dtype=torch.float64)
         self.start = float(process.time_of(level).clamp(max=process.t_max))
-        self.weighting = objective.weighting.build(process)
+        self.weighting = objective.weighting.build_in(process, objective.space)
         self.fake_score = copy.deepcopy(objective.origin(setup.denoiser, teacher)).train().requires_grad_(True)
         # The fake score is a diffusion model of what the generator makes.
         diffusion: Objective = registry("objective").create(
@@ -117,6 +117,7 @@ class VSD(Objective, name="vsd"):
 
     needs_boundary = True
     few_step = True
+    space = "unit"
     sampler = "consistency"
     trainer = {
         "optimizer": "Adam",
