@@ -181,11 +181,6 @@ class Sum(Objective, name="sum"):
         return any(term.few_step for term in self.terms)
 
     @property
-    def pairs(self) -> bool:  # type: ignore[override]
-        """Whether a term tells its weighting of pairs of times; which one does, that one's module looks at."""
-        return any(term.pairs for term in self.terms)
-
-    @property
     def gives(self) -> frozenset[str]:
         """The conditions that any of the terms passes to the network."""
         return frozenset().union(*(term.gives for term in self.terms))
