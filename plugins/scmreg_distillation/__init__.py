@@ -58,8 +58,7 @@ class VSDModule(ObjectiveModule):
             return self._generator_loss(nets, batch, rng)
         with torch.no_grad():
             made = self.generate(nets, batch, rng)
-        found = self.fake_objective.loss("main", {"model": nets["fake_score"]}, replace(batch, x0=made), step, rng)
-        return replace(found, logs={f"fake_{name}": value for name, value in found.logs.items()})
+        return self.fake_objective.loss("main", {"model": nets["fake_score"]}, replace(batch, x0=made), step, rng)
 
     def generate(self, nets: Nets, batch: Batch, rng: torch.Generator) -> Tensor:
         """Return samples of the generator, ``g = f(z, t_max)``, as many as there are data in the batch and of their
