@@ -113,7 +113,7 @@ class ICT(Comparison, name="ict"):
     """Train a consistency model on data alone, by the improved techniques: pseudo-Huber, lognormal, a finer grid."""
 
     formula = "1/(t_{n+1} - t_n) d(f(x_0 + t_{n+1} noise, t_{n+1}), sg f(x_0 + t_n noise, t_n)),  d pseudo-Huber"
-    reference = "Song & Dhariwal 2023 (iCT), arXiv:2310.14189, Eq. 7 and Sec. 3"
+    reference = "Song & Dhariwal 2023 (iCT), arXiv:2310.14189, Sec. 3"
 
     weighting: Weighting = Weighting.default("inverse-step")
     """Weight of each pair of times."""
