@@ -56,6 +56,12 @@ MODULES = (
     "train",
     "sample",
     "evaluate",
+    "log",
+    "diagnostics",
+    "preview",
+    "record",
+    "report",
+    "compare",
     "checkpoint",
     "verify",
     "bench",
@@ -211,13 +217,14 @@ def traits(cls: type[Component]) -> list[str]:
     """Return what a component says of itself beside its options."""
     said = []
     if issubclass(cls, Objective):
-        if cls.needs_boundary:
+        made = cls()  # what a sum says of itself depends on its terms
+        if made.needs_boundary:
             said.append("Needs `f(x, 0) = x`.")
-        said.append(f"Sampled by [`{cls.sampler}`](sampler.md#{cls.sampler}) unless the recipe says otherwise.")
-        if cls.space != "own":
-            said.append(f"Its loss is the size of an error of {SPACES[cls.space]}.")
-        if cls.trainer:
-            preferred = ", ".join(f"`{name}: {value}`" for name, value in cls.trainer.items())
+        if made.space != "own":
+            said.append(f"Its loss is the size of an error of {SPACES[made.space]}.")
+        said.append(f"Sampled by [`{made.sampler}`](sampler.md#{made.sampler}) unless the recipe says otherwise.")
+        if made.trainer:
+            preferred = ", ".join(f"`{name}: {value}`" for name, value in made.trainer.items())
             said.append(f"Trainer options in place of the defaults: {preferred}.")
     if issubclass(cls, Weighting) and (space := registry.registry("weighting").create(cls.name).space) != "own":
         said.append(f"Stated for the error of {SPACES[space]}.")
@@ -343,7 +350,7 @@ def packaged_recipes() -> str:
             made = recipe.Recipe.from_tree(recipe.read(name))
         except ScmError as error:
             raise RuntimeError(f"the packaged recipe {name} cannot be built: {error}") from error
-        lines += [f"`{made.process.name}`, `{made.objective.name}`, `{made.data.name}`.", ""]
+        lines += [f"`{made.process.name}`, `{made.objective.title}`, `{made.data.name}`.", ""]
         lines += ["```bash", f"scm run --recipe {name}", "```", "", "```yaml", text.rstrip(), "```", ""]
     return "\n".join([*lines, ""])
 

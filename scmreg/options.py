@@ -204,7 +204,11 @@ def _plain(value: Any) -> Any:
 
 def _convert(option: Option, value: Any, where: str) -> Any:
     """Return ``value`` as the option wants it, components resolved."""
-    path = f"{where}.{option.name}" if " " not in where else f"{option.name} of {where}"
+
+    def called(item: str) -> str:
+        return f"{where}.{item}" if " " not in where else f"{item} of {where}"
+
+    path = called(option.name)
     if value is None and option.optional:
         return None
     if option.component is not None:
@@ -212,7 +216,7 @@ def _convert(option: Option, value: Any, where: str) -> Any:
             return _component(option.component, value, path, option)
         if not isinstance(value, tuple | list):
             raise OptionError([f"{path} must be a list of {option.component.kind}s"])
-        return tuple(_component(option.component, item, f"{path}[{i}]") for i, item in enumerate(value))
+        return tuple(_component(option.component, item, called(f"{option.name}[{i}]")) for i, item in enumerate(value))
     if option.section is not None:
         if isinstance(value, option.section):
             return value
@@ -245,6 +249,7 @@ def _component(kind: type[Component], value: Any, path: str, option: Option | No
         tree = {"name": default, **value}
     else:
         raise OptionError([f"{path} must be a {kind.kind}: its name, or a mapping with its name, not {value!r}"])
+    tree = registry.spelled_out(kind.kind, tree)
     name = tree.pop("name")
     if option is not None and name == default:
         tree = {**option.values, **tree}

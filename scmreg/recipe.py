@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import field, replace
 from importlib import resources
 from pathlib import Path
@@ -21,14 +21,13 @@ from annotated_types import Ge
 from scmreg import options
 from scmreg.component import Component, Options
 from scmreg.data import Data, DataSpec
-from scmreg.distance import Distance
-from scmreg.errors import CompositionError, OptionError, RecipeError, UnknownComponentError, did_you_mean
+from scmreg.errors import CompositionError, OptionError, RecipeError, ScmError, UnknownComponentError, did_you_mean
 from scmreg.metric import Metric
 from scmreg.network import Network
 from scmreg.objective import Objective
 from scmreg.parameterization import Parameterization
 from scmreg.process import Process
-from scmreg.registry import registry
+from scmreg.registry import registry, spelled_out
 from scmreg.sampler import Sampler
 from scmreg.tangent import TangentPass
 from scmreg.types import Count, NonNegative, NonNegativeInt, Positive, Probability
@@ -81,13 +80,18 @@ class Trainer(Options):
     tangent_pass: TangentPass = "joint"
     """Whether value and JVP come from one pass or from two (see scmreg.tangent)."""
     log_every: Count = 50
-    """Steps between lines of metrics.jsonl."""
+    """Steps between lines of metrics.jsonl and bins.jsonl."""
+    log_bins: Count = 32
+    """Equal bins of TrigFlow time from 0 to pi/2 that the figures of bins.jsonl are averaged in."""
     tensorboard: bool = False
     """Whether the lines also go to TensorBoard."""
     checkpoint_every: Count = 500
     """Steps between checkpoints."""
     keep: Count = 2
     """Checkpoints that are kept."""
+    previews: NonNegativeInt | None = None
+    """Samples of fixed seeds in the picture that is drawn at every checkpoint; 20 images or 1000 points if not given,
+    0 for no picture."""
 
     operational: ClassVar[frozenset[str]] = frozenset(
         {
@@ -97,9 +101,11 @@ class Trainer(Options):
             "workers",
             "tangent_pass",
             "log_every",
+            "log_bins",
             "tensorboard",
             "checkpoint_every",
             "keep",
+            "previews",
         }
     )
     """Options that leave the result alone, but for rounding: they are not part of the key of a cached teacher."""
@@ -181,7 +187,7 @@ class Recipe(Options):
     def __post_init__(self) -> None:
         _convert_objective(self)
         choices: dict[str, Callable[[], Any]] = {
-            "sampler": lambda: registry("sampler").create(self.objective.sampler),
+            "sampler": lambda: self.objective.suited_sampler(self.process),
             "trainer": lambda: options.build(Trainer, self.objective.trainer),
             "teacher": Teacher,
             "evaluation": Evaluation,
@@ -270,13 +276,15 @@ class Recipe(Options):
                 reasons.append(f"{component.kind} '{component.name}' cannot run here: {reason}")
             elif reason := component.fits(self):
                 reasons.append(reason)
+        if reason := self.objective.drawn_by(self.sampler, self.process):
+            reasons.append(reason)
         if spec is not None and (reason := self.network.accepts(spec.shape)):
+            reasons.append(reason)
+        if spec is not None and (reason := self.objective.accepts(spec)):
             reasons.append(reason)
         if spec is not None:
             samplers = (self.sampler, self.evaluation.teacher_sampler)
-            distances = [component for component in self.components() if isinstance(component, Distance)]
             reasons += [reason for sampler in samplers if (reason := sampler.accepts(spec))]
-            reasons += [reason for distance in distances if (reason := distance.accepts(spec))]
         if self.objective.needs_teacher and self.teacher.source == "exact" and self.data.law() is None:
             reasons.append(
                 f"an exact teacher needs data that know their own law, unlike '{self.data.name}': {self.data.lawless}"
@@ -284,6 +292,8 @@ class Recipe(Options):
         taught = self.teacher.objective
         if self.trains_with_teacher and (taught.few_step or taught.needs_teacher):
             reasons.append(f"teacher.objective is '{taught.name}': a teacher is a diffusion model without a teacher")
+        if self.trains_with_teacher and self.teacher.source == "auto" and (reason := self.objective.taught_by(taught)):
+            reasons.append(reason)
         if reasons := list(dict.fromkeys(reasons)):
             raise CompositionError(reasons[0], *reasons[1:])
 
@@ -319,11 +329,13 @@ class Recipe(Options):
 
 def _overlay(objective: Any, trainer: Any, default: str) -> Any:
     """Put what a tree says of the trainer over what its objective prefers."""
-    name = objective.get("name", default) if isinstance(objective, Mapping) else getattr(objective, "name", objective)
-    known = registry("objective")
-    if not isinstance(name, str) or name not in known or not (trainer is None or isinstance(trainer, Mapping)):
+    try:
+        own = dict(_objective(objective, default).trainer)
+    except ScmError:  # said when the objective itself is built, with all else that is wrong
         return trainer
-    own, said = dict(known[name].trainer), dict(trainer or {})
+    if not (trainer is None or isinstance(trainer, Mapping)):
+        return trainer
+    said = dict(trainer or {})
     if str(said.get("optimizer", own.get("optimizer"))).lower() != str(own.get("optimizer")).lower():
         own.pop("optimizer_options", None)  # they are those of the optimizer that is not taken
     elif isinstance(said.get("optimizer_options"), Mapping):
@@ -403,13 +415,22 @@ def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
     """
     parts = path.split(".")
     node, cls = tree, Recipe
+    listed: options.Option | None = None
     for depth, part in enumerate(parts):
+        if listed is not None:
+            node, cls = _item(node, listed, part, ".".join(parts[:depth]))
+            listed = None
+            if depth == len(parts) - 1:
+                raise OptionError([f"{path} is a component: set one of its options, or {'.'.join(parts[:-1])} whole"])
+            continue
         known = {option.name: option for option in options.options_of(cls)}
         if part not in known:
             here = ".".join(parts[:depth]) or "the recipe"
+            within = ", ".join(f"{here}.{place}" for place in _within(node, cls, part))
             raise OptionError(
                 [f"{here} has no option '{part}'{did_you_mean(part, known)}"],
                 f"options: {', '.join(known) or 'none'}",
+                f"it is an option of its components: {within}" if within else None,
             )
         if depth == len(parts) - 1:
             if path == "objective":
@@ -421,8 +442,10 @@ def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
             node = _child(node, part, None)
             cls = option.section  # type: ignore[assignment]
         elif option.component is not None and not option.many:
-            node = _child(node, part, option.default or _objective(tree).sampler)
+            node = _child(node, part, _default_component(tree, option, node.get(part)), option.component.kind)
             cls = registry(option.component.kind)[str(node.get("name"))]
+        elif option.component is not None:
+            listed = option
         elif option.type_text.startswith("mapping"):
             node = _child(node, part, None)
             node[".".join(parts[depth + 1 :])] = value
@@ -433,20 +456,66 @@ def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
 
 def _forget_preferences(tree: dict[str, Any], objective: Any) -> None:
     """Drop the sampler and the trainer of a tree whose objective becomes another one: they were chosen for the old."""
-    name = objective.get("name") if isinstance(objective, Mapping) else objective
-    if "objective" in tree and name != _objective(tree).name:
+    try:
+        same = "objective" not in tree or _objective(objective).title == _objective(tree["objective"]).title
+    except ScmError:  # said when the recipe is built
+        same = False
+    if not same:
         tree.pop("sampler", None)
         tree.pop("trainer", None)
 
 
-def _objective(tree: Mapping[str, Any]) -> type[Objective]:
-    chosen = tree.get("objective", DEFAULT_OBJECTIVE)
-    name = chosen.get("name", DEFAULT_OBJECTIVE) if isinstance(chosen, Mapping) else chosen
-    found: type[Objective] = registry("objective")[str(name)]
-    return found
+def _objective(chosen: Any, default: str = DEFAULT_OBJECTIVE) -> Objective:
+    """Build the objective that a tree gives by name or as a mapping."""
+    if isinstance(chosen, Objective):
+        return chosen
+    tree = {"name": default, **chosen} if isinstance(chosen, Mapping) else {"name": str(chosen)}
+    made: Objective = registry("objective").create(str(tree.pop("name")), **tree)
+    return made
 
 
-def _child(node: dict[str, Any], part: str, default: str | None) -> dict[str, Any]:
+def _default_component(tree: Mapping[str, Any], option: options.Option, given: Any) -> str | None:
+    """Return the name of the component that an option has unless it is given by name."""
+    if option.default is not None or isinstance(given, str) or (isinstance(given, Mapping) and "name" in given):
+        return option.default  # type: ignore[no-any-return]
+    return _objective(tree.get("objective", DEFAULT_OBJECTIVE)).sampler
+
+
+def _item(node: dict[str, Any], option: options.Option, name: str, here: str) -> tuple[dict[str, Any], type[Any]]:
+    """Return the mapping of the component called ``name`` in a list of components, and its class."""
+    assert option.component is not None
+    kind, items = option.component.kind, _items(node, option, here)
+    found = [item for item in items if item.get("name") == name]
+    if len(found) != 1:
+        names = [str(item.get("name")) for item in items]
+        raise OptionError(
+            [f"{here} has {'more than one' if found else 'no'} '{name}'{did_you_mean(name, set(names) - {name})}"],
+            f"its {kind}s: {', '.join(names) or 'none'}",
+        )
+    node[option.name] = items
+    return found[0], registry(kind)[name]
+
+
+def _items(node: Mapping[str, Any], option: options.Option, here: str) -> list[dict[str, Any]]:
+    """Return the mappings of a list of components, its default written out."""
+    given = node.get(option.name, option.default)
+    if not isinstance(given, list | tuple) or not all(isinstance(item, str | Mapping) for item in given):
+        raise OptionError([f"{here} is {given!r}, which has no options to set"])
+    return [{"name": item} if isinstance(item, str) else dict(item) for item in given]
+
+
+def _within(node: Mapping[str, Any], cls: type[Options], part: str) -> Iterator[str]:
+    """Name where the components that are listed in a component have an option called ``part``."""
+    for option in options.options_of(cls):
+        if option.component is not None and option.many:
+            known = registry(option.component.kind)
+            for item in _items(node, option, option.name):
+                name = str(item.get("name"))
+                if name in known and part in {inner.name for inner in options.options_of(known[name])}:
+                    yield f"{option.name}.{name}.{part}"
+
+
+def _child(node: dict[str, Any], part: str, default: str | None, kind: str = "") -> dict[str, Any]:
     """Return the mapping under ``part``, made where it is missing or written as a bare name."""
     child = node.get(part)
     if isinstance(child, str):
@@ -455,7 +524,7 @@ def _child(node: dict[str, Any], part: str, default: str | None) -> dict[str, An
         child = {}
     elif not isinstance(child, Mapping):
         raise OptionError([f"{part} is {child!r}, which has no options to set"])
-    made: dict[str, Any] = {"name": default, **child} if default else dict(child)
+    made = spelled_out(kind, {"name": default, **child} if default else child)
     node[part] = made
     return made
 
@@ -478,7 +547,7 @@ def apply_settings(tree: dict[str, Any], settings: Iterable[str]) -> None:
             problems.append(f"--set {setting}: {error.what}")
             advice += error.hints
     if problems:
-        raise OptionError(problems, *advice)
+        raise OptionError(list(dict.fromkeys(problems)), *advice)
 
 
 def _apply(tree: dict[str, Any], setting: str) -> None:

@@ -17,10 +17,10 @@ from typing import Any, Generic, TypeVar, cast
 
 from scmreg import discovery
 from scmreg.component import Component
-from scmreg.errors import ScmError, UnknownComponentError, did_you_mean
+from scmreg.errors import OptionError, ScmError, UnknownComponentError, did_you_mean
 from scmreg.kinds import KINDS
 
-__all__ = ["KINDS", "Registry", "load_file", "plugins", "registry"]
+__all__ = ["KINDS", "Registry", "load_file", "plugins", "registry", "spelled_out"]
 
 C = TypeVar("C", bound=Component)
 
@@ -96,7 +96,7 @@ class Registry(Mapping[str, type[C]], Generic[C]):
         return known[name]
 
     def create(self, name: str, **options: Any) -> C:
-        """Build the component registered as ``name``.
+        """Build the component registered as ``name``; ``a+b`` is a sum of objectives (`spelled_out`).
 
         Raises:
             UnknownComponentError: if no plugin registers the name.
@@ -104,7 +104,8 @@ class Registry(Mapping[str, type[C]], Generic[C]):
         """
         from scmreg.options import build
 
-        return build(self[name], options)
+        tree = spelled_out(self.kind, {"name": name, **options})
+        return build(self[tree.pop("name")], tree)
 
     def __contains__(self, name: object) -> bool:
         return name in self._known()
@@ -135,6 +136,25 @@ def registry(kind: str) -> Registry[Any]:
             f"no kind called '{kind}'{did_you_mean(kind, KINDS)}", f"available: {', '.join(KINDS)}"
         )
     return Registry(kind)
+
+
+def spelled_out(kind: str, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tree of a component with a sum of objectives written out: ``a+b`` is the objective ``sum`` with the
+    terms ``a`` and ``b``.
+
+    Raises:
+        OptionError: if a term of the sum is missing, or the terms are given once more as an option.
+    """
+    made = dict(tree)
+    name = made.get("name")
+    if kind != "objective" or not isinstance(name, str) or "+" not in name:
+        return made
+    terms = [term.strip() for term in name.split("+")]
+    if not all(terms):
+        raise OptionError([f"the sum '{name}' lacks a term"], "write objectives between the signs, such as scd+vsd")
+    if "terms" in made:
+        raise OptionError([f"the sum '{name}' is given terms a second time"], "name them in one place")
+    return {**made, "name": "sum", "terms": terms}
 
 
 def find(path: str) -> type[Component]:

@@ -243,7 +243,7 @@ class OdeSampler(Sampler):
         if getattr(objective, "label_dropout", 0):
             return None
         return (
-            f"sampler.guidance is {self.guidance:g}, but '{objective.name}' trains no model without labels:"
+            f"sampler.guidance is {self.guidance:g}, but '{objective.title}' trains no model without labels:"
             " set label_dropout of a diffusion objective (0.1, say), or guidance to 1"
         )
 

@@ -7,14 +7,13 @@ goes on exactly as the uninterrupted run would have.
 from __future__ import annotations
 
 import copy
-import json
 import math
 import signal
 import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,6 +24,8 @@ from torch import Tensor, nn
 from scmreg import __version__, checkpoint
 from scmreg.data import Dataset
 from scmreg.denoiser import Denoiser
+from scmreg.diagnostics import Bins, midpoints
+from scmreg.environment import environment
 from scmreg.errors import (
     CheckpointError,
     DivergenceError,
@@ -33,6 +34,7 @@ from scmreg.errors import (
     UnavailableError,
 )
 from scmreg.loader import loader
+from scmreg.log import Log, truncate
 from scmreg.objective import Loss, Phase, Setup
 from scmreg.optimizer import decay, load_state, make_optimizer, options_of_phase, state_tensors
 from scmreg.progress import Progress
@@ -77,7 +79,7 @@ def resolve_device(name: str) -> torch.device:
 def build_denoiser(recipe: Recipe, shape: tuple[int, ...], classes: int, seed: int | None = None) -> Denoiser:
     """Return a fresh denoiser of a recipe, its parameters drawn from a stream of their own."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(recipe.seed if seed is None else seed, recipe.objective.name, "init"))
+        torch.manual_seed(derive(recipe.seed if seed is None else seed, recipe.objective.title, "init"))
         network = recipe.network.build(shape, classes)
     return Denoiser(network, recipe.process, recipe.parameterization, classes)
 
@@ -98,7 +100,7 @@ def train(
     Args:
         recipe: what to train, composed and checked.
         dataset: loaded data.
-        folder: run directory; checkpoints and ``metrics.jsonl`` are put here.
+        folder: run directory; checkpoints and the log are put here.
         progress: told of every step.
         teacher: the diffusion model that the objective asks for.
         teacher_run: names the teacher in the checkpoint: its place (``run``) and the digest of its ``weights``.
@@ -188,7 +190,7 @@ class _Loop:
     ) -> None:
         self.recipe, self.trainer, self.dataset, self.folder = recipe, recipe.trainer, dataset, folder
         self.checkpoints = folder / "checkpoints"
-        self.key = (recipe.seed, recipe.objective.name)  # a teacher and its student draw different numbers
+        self.key = (recipe.seed, recipe.objective.title)  # a teacher and its student draw different numbers
         self.device = resolve_device(self.trainer.device)
         self.teacher_run = None if teacher_run is None else dict(teacher_run)
         self.denoiser = build_denoiser(recipe, dataset.spec.shape, len(dataset.spec.classes)).to(self.device)
@@ -205,11 +207,14 @@ class _Loop:
         self.nets: dict[str, Any] = {"model": self.denoiser}
         for name, module in self.objective.named_children():
             self.nets.setdefault(name, module)
+        for name in (name for phase in self.objective.phases for name in phase.nets if name not in self.nets):
+            self.nets[name] = self.objective.get_submodule(name)
         self._check_ownership(teacher)
         self.parameters = {phase.name: self._parameters(phase) for phase in self.objective.phases}
         self.optimizers = {phase.name: self._optimizer(phase) for phase in self.objective.phases}
         if self.trainer.compile:
             self.nets["model"] = torch.compile(self.denoiser)
+        self.bins = Bins(self.trainer.log_bins)
         self.step = 0
         self.seconds = 0.0
         self.step_seconds: list[float] = []
@@ -220,7 +225,8 @@ class _Loop:
         """Go on from the newest checkpoint, if there is one."""
         found = checkpoint.latest(self.checkpoints)
         if found is None:
-            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
+            truncate(self.folder, None)
+            self._forget_previews()
             return
         saved = checkpoint.load(found)
         before = (saved.meta.get("teacher") or {}).get("weights")
@@ -238,7 +244,9 @@ class _Loop:
             load_state(optimizer, saved.tensors(f"optimizer-{name}"), saved.meta["optimizers"][name])
         self.step, self.seconds = saved.step, float(saved.meta["seconds"])
         self.step_seconds = [float(saved.meta["step_seconds"])] if saved.meta["step_seconds"] else []
-        _truncate(self.folder / "metrics.jsonl", self.step)
+        self.bins.load(saved.meta.get("bins", {}))
+        truncate(self.folder, self.step)
+        self._forget_previews()
 
     def save(self) -> Path:
         """Write a checkpoint of everything that the run needs to go on."""
@@ -260,6 +268,8 @@ class _Loop:
             "optimizers": groups,
             "seconds": self.seconds,
             "step_seconds": statistics.median(self.step_seconds) if self.step_seconds else None,
+            "bins": self.bins.to_json(),
+            "environment": environment(self.device),
         }
         return checkpoint.save(self.checkpoints, self.step, parts, meta, self.trainer.keep)
 
@@ -272,20 +282,28 @@ class _Loop:
         if self.step >= total and found is not None:
             return found
         batches = iter(loader(self.dataset, self.trainer, derive(*self.key, "order"), self.step, self.device))
-        log = _Log(self.folder, self.trainer, self.step)
+        log = Log(self.folder, tensorboard=self.trainer.tensorboard, start=self.step)
         with progress.task(title, total, self.step) as task, _interruptible() as stop, log:
             while self.step < total:
                 start = time.perf_counter()
-                figures = self.take_step(next(batches))
+                batch = next(batches)
+                try:
+                    figures = self.take_step(batch)
+                except DivergenceError:
+                    log.write_bins(self.bins.lines(self.step + 1))
+                    raise
                 self.step += 1
                 elapsed = time.perf_counter() - start
                 self.seconds += elapsed
                 self.step_seconds.append(elapsed)
                 task.update(self.step, figures.get("loss"))
                 if self.step % self.trainer.log_every == 0 or self.step == total:
+                    self._diagnose(batch)
                     log.write({"step": self.step, "seconds": round(self.seconds, 3), **figures})
+                    log.write_bins(self.bins.lines(self.step))
                 if self.step % self.trainer.checkpoint_every == 0 or self.step == total or stop:
                     found = self.save()
+                    self._preview(progress)
                 if stop and self.step < total:
                     raise Interrupted(
                         f"stopped at step {self.step} of {total}, checkpoint written to {found}",
@@ -300,7 +318,7 @@ class _Loop:
         torch.manual_seed(derive(*self.key, "dropout", self.step))
         rng = generator(*self.key, "loss", self.step)
         for phase in self.objective.phases:
-            if self.step % phase.every:
+            if not phase.due(self.step):
                 continue
             optimizer, parameters = self.optimizers[phase.name], self.parameters[phase.name]
             rate = options_of_phase(self.trainer, phase).learning_rate * decay(self.trainer, self.step)
@@ -308,28 +326,59 @@ class _Loop:
                 group["lr"] = rate
             optimizer.zero_grad(set_to_none=True)
             loss = 0.0
+            prefix = "" if len(self.objective.phases) == 1 else f"{phase.name}_"
             for part in self._parts(batch):
                 with self._autocast():
                     result = self.objective.loss(phase.name, self.nets, part, self.step, rng)
+                self.bins.add(phase.name, result)
                 self._check(result, phase)
                 share = len(part.x0) / self.trainer.batch_size
                 (result.total * share).backward()
                 loss += float(result.total.detach()) * share
-                for name, value in result.logs.items():
-                    figures[name] = figures.get(name, 0.0) + float(value.mean()) * share
+                for name, value in result.by_name(prefix):
+                    shown = {**value.logs, "loss": value.per_sample} if result.parts else value.logs
+                    for log, figure in shown.items():
+                        figures[name + log] = figures.get(name + log, 0.0) + float(figure.mean()) * share
             norm = float(nn.utils.clip_grad_norm_(parameters, self.trainer.clip or math.inf))
             if not math.isfinite(norm):
                 raise DivergenceError(
-                    f"the gradient of {self.recipe.objective.name} is not finite at step {self.step + 1}",
+                    f"the gradient of {self.recipe.objective.title} is not finite at step {self.step + 1}",
                     self._advice(),
                 )
             optimizer.step()
-            prefix = "" if len(self.objective.phases) == 1 else f"{phase.name}_"
             figures |= {f"{prefix}loss": loss, f"{prefix}gradient_norm": norm, f"{prefix}learning_rate": rate}
-        if figures and "loss" not in figures:
-            figures["loss"] = next(value for name, value in figures.items() if name.endswith("_loss"))
+        if (first := f"{self.objective.phases[0].name}_loss") in figures:
+            figures["loss"] = figures[first]
         self._average()
         return figures
+
+    def _diagnose(self, batch: tuple[Tensor, Tensor]) -> None:
+        """Add what the objective has to tell of one sample in every bin of time. Every step draws its own random
+        numbers, so what is drawn here changes nothing.
+        """
+        torch.manual_seed(derive(*self.key, "diagnose", self.step))
+        rng = generator(*self.key, "diagnose", self.step)
+        part = next(self._parts(batch))
+        t_hat = midpoints(self.trainer.log_bins, self.device)
+        index = torch.arange(len(t_hat), device=self.device) % len(part.x0)
+        chosen = Batch(part.x0[index], part.cond.take(index))
+        for phase in self.objective.phases:
+            with torch.no_grad(), self._autocast():
+                told = self.objective.diagnose(phase.name, self.nets, chosen, t_hat, self.step, rng)
+            self.bins.add_figures(phase.name, t_hat, told)
+
+    def _preview(self, progress: Progress) -> None:
+        """Keep a picture of samples of the averaged model."""
+        from scmreg.preview import (
+            preview,
+        )  # imported late: it draws with what loads runs, which is built on this module
+
+        preview(self.recipe, self.average, self.dataset.spec, self.folder, self.step, progress)
+
+    def _forget_previews(self) -> None:
+        from scmreg.preview import forget_after
+
+        forget_after(self.folder, self.step)
 
     def _parts(self, batch: tuple[Tensor, Tensor]) -> Iterator[Batch]:
         """Scale a batch, vary it, move it to the device and cut it into the parts of the accumulation."""
@@ -357,16 +406,20 @@ class _Loop:
 
     def _check(self, result: Loss, phase: Phase) -> None:
         """Stop at the first figure that is not finite; nothing is masked."""
-        if bool(torch.isfinite(result.total)) and all(bool(torch.isfinite(v).all()) for v in result.logs.values()):
+        parts = list(result.by_name())
+        logged = (value for _, part in parts for value in part.logs.values())
+        if bool(torch.isfinite(result.total)) and all(bool(torch.isfinite(value).all()) for value in logged):
             return
-        figures = {**result.logs, "loss": result.per_sample}
-        name, bad = next(
-            ((name, ~torch.isfinite(value)) for name, value in figures.items() if not torch.isfinite(value).all()),
-            ("weight", torch.ones_like(result.per_sample, dtype=torch.bool)),
-        )
-        times = result.t_hat[bad.to(result.t_hat.device)]
+        figures = [
+            (prefix + name, part, ~torch.isfinite(value))
+            for prefix, part in parts
+            for name, value in {**part.logs, "loss": part.per_sample}.items()
+        ]
+        everything = ("weight", result, torch.ones_like(result.per_sample, dtype=torch.bool))
+        name, part, bad = next((found for found in figures if found[2].any()), everything)
+        times = part.t_hat[bad.to(part.t_hat.device)]
         raise DivergenceError(
-            f"{name.replace('_', ' ')} of {self.recipe.objective.name} is not finite at step {self.step + 1}"
+            f"{name.replace('_', ' ')} of {self.recipe.objective.title} is not finite at step {self.step + 1}"
             f" (phase {phase.name}), for {int(bad.sum())} of {len(bad)} samples",
             f"their TrigFlow times lie in [{float(times.min()):.4f}, {float(times.max()):.4f}] of [0, 1.5708]",
             self._advice(),
@@ -387,7 +440,7 @@ class _Loop:
                 )
         moved = {name for phase in self.objective.phases for name in (*phase.own, *phase.nets)}
         for name, parameter in self.objective.named_parameters():
-            if parameter.requires_grad and name.partition(".")[0] not in moved:
+            if parameter.requires_grad and not any(name.startswith(f"{module}.") for module in moved):
                 raise TypeError(
                     f"no phase of {type(self.objective).__name__} moves its parameter {name}: name"
                     f" '{name.partition('.')[0]}' in Phase(own=...) or Phase(nets=...)"
@@ -400,66 +453,12 @@ class _Loop:
         return f"try a lower trainer.learning_rate, trainer.clip{more}; the run keeps its last checkpoint"
 
     def _parameters(self, phase: Phase) -> list[nn.Parameter]:
-        modules = [self.denoiser if name == "model" else getattr(self.objective, name) for name in phase.nets]
-        modules += [getattr(self.objective, name) for name in phase.own]
+        names = (*phase.nets, *phase.own)
+        modules = [self.denoiser if name == "model" else self.objective.get_submodule(name) for name in names]
         return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
 
     def _optimizer(self, phase: Phase) -> torch.optim.Optimizer:
         return make_optimizer(options_of_phase(self.trainer, phase), self.parameters[phase.name])
-
-
-def need_tensorboard() -> Any:
-    """Return TensorBoard's writer class.
-
-    Raises:
-        UnavailableError: if the package is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UnavailableError(
-            "trainer.tensorboard needs the package tensorboard", 'install it with: pip install "scmreg[tensorboard]"'
-        ) from None
-    return SummaryWriter
-
-
-class _Log:
-    """Lines of ``metrics.jsonl``, and TensorBoard if asked."""
-
-    def __init__(self, folder: Path, trainer: Trainer, start: int) -> None:
-        self.path = folder / "metrics.jsonl"
-        self.board: Any = None
-        if trainer.tensorboard:
-            self.board = need_tensorboard()(str(folder / "tensorboard"), purge_step=start)
-
-    def __enter__(self) -> _Log:
-        self.file = self.path.open("a", encoding="utf-8")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-        if self.board is not None:
-            self.board.close()
-
-    def write(self, line: dict[str, Any]) -> None:
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
-        if self.board is not None:
-            for name, value in line.items():
-                if name != "step":
-                    self.board.add_scalar(name, value, line["step"])
-
-
-def _truncate(path: Path, step: int) -> None:
-    """Drop the lines of steps after ``step``, and a half-written last line: they are about to be written again."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with suppress(ValueError, KeyError, TypeError):
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-    checkpoint.write_text(path, "".join(f"{line}\n" for line in kept))
 
 
 class _Stop:

@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import typer
 
 from scmreg import cache
+from scmreg.errors import ScmError
 
 __all__ = [
     "benchmark_settings",
@@ -33,7 +35,7 @@ __all__ = [
 
 Suggestions = list[tuple[str, str]]
 
-FORMAT = 2
+FORMAT = 3
 """Version of the form of the catalogue."""
 SECTIONS = ("trainer", "teacher", "evaluation")
 
@@ -50,10 +52,14 @@ def catalogue() -> dict[str, Any]:
 
 
 def names(kind: str) -> Callable[[str], Suggestions]:
-    """Return a function that completes the names of components of a kind."""
+    """Return a function that completes the names of components of a kind, and each name of a sum of objectives."""
 
     def complete(incomplete: str) -> Suggestions:
-        return _matching(((n, entry["summary"]) for n, entry in catalogue()["components"][kind].items()), incomplete)
+        before, plus, last = incomplete.rpartition("+") if kind == "objective" else ("", "", incomplete)
+        left_out = {"sum", *before.split("+")} if plus else ()
+        listed = catalogue()["components"][kind].items()
+        found = _matching(((name, entry["summary"]) for name, entry in listed if name not in left_out), last)
+        return [(f"{before}{plus}{name}", text) for name, text in found]
 
     return complete
 
@@ -104,8 +110,12 @@ def settings(context: typer.Context, incomplete: str) -> Suggestions:
     found: list[tuple[str, str]] = []
     given = context.params
     objective = given.get("objective") or known["defaults"]["objective"]
-    defaults = known["defaults"] | {"sampler": known["samplers"].get(objective, known["defaults"]["sampler"])}
-    inner = {f"objective.{kind}": given.get(kind) for kind in ("weighting", "proposal")}
+    inner: dict[str, Any] = {f"objective.{kind}": given.get(kind) for kind in ("weighting", "proposal")}
+    samples = objective
+    if "+" in objective:
+        given, inner["objective.terms"] = given | {"objective": "sum"}, objective.split("+")
+        samples = next((term for term in inner["objective.terms"] if term in known["few_step"]), objective)
+    defaults = known["defaults"] | {"sampler": known["samplers"].get(samples, known["defaults"]["sampler"])}
     for kind, default in defaults.items():
         chosen = known["components"][kind].get(given.get(kind) or default, {})
         found += _options(f"{kind}.", chosen.get("options", {}), known, inner)
@@ -115,15 +125,19 @@ def settings(context: typer.Context, incomplete: str) -> Suggestions:
 
 
 def _options(
-    prefix: str, options: dict[str, Any], known: dict[str, Any], given: Mapping[str, str | None] = MappingProxyType({})
+    prefix: str, options: dict[str, Any], known: dict[str, Any], given: Mapping[str, Any] = MappingProxyType({})
 ) -> Iterable[tuple[str, str]]:
-    """Name the options under a prefix; ``given`` are the components that were chosen by path."""
+    """Name the options under a prefix; ``given`` are the components, or lists of them, that were chosen by path."""
     for name, entry in options.items():
         yield f"{prefix}{name}=", entry["help"]
         if entry["kind"] and isinstance(entry["default"], str):
             chosen = given.get(f"{prefix}{name}") or entry["default"]
             inner = known["components"][entry["kind"]].get(chosen, {}).get("options", {})
             yield from _options(f"{prefix}{name}.", inner, known)
+        elif entry["list"]:
+            for item in given.get(f"{prefix}{name}") or entry["defaults"]:
+                inner = known["components"][entry["list"]].get(item, {}).get("options", {})
+                yield from _options(f"{prefix}{name}.{item}.", inner, known)
         elif entry["section"]:
             yield from _options(f"{prefix}{name}.", known["sections"][entry["section"]], known)
 
@@ -156,13 +170,19 @@ def _make() -> dict[str, Any]:
             option.name: {
                 "help": option.help.partition("\n")[0],
                 "kind": option.component.kind if option.component and not option.many else None,
+                "list": option.component.kind if option.component and option.many else None,
                 "section": option.section.__name__.lower() if option.section else None,
                 "default": option.default if isinstance(option.default, str) else None,
+                "defaults": list(option.default) if option.many and isinstance(option.default, tuple) else [],
             }
             for option in options_of(cls)
         }
 
     default = recipe.Recipe()
+    objectives = {}
+    for name in registry.registry("objective"):
+        with suppress(ScmError):  # one with an option that must be given has no defaults to complete
+            objectives[name] = registry.registry("objective").create(name)
     return {
         "components": {
             kind: {
@@ -173,7 +193,8 @@ def _make() -> dict[str, Any]:
         },
         "sections": {name: described(type(getattr(default, name))) for name in SECTIONS},
         "defaults": {kind: getattr(default, kind).name for kind in registry.KINDS if hasattr(default, kind)},
-        "samplers": {name: cls.sampler for name, cls in registry.registry("objective").items()},
+        "samplers": {name: objective.sampler for name, objective in objectives.items()},
+        "few_step": [name for name, objective in objectives.items() if objective.few_step],
         "recipes": list(recipe.packaged()),
         "benchmarks": {
             name: {"summary": cls.summary(), "options": described(cls)} for name, cls in bench.BENCHMARKS.items()

@@ -10,6 +10,7 @@ from annotated_types import Interval
 from torch import Tensor
 
 from scmreg.coordinates import trig_time
+from scmreg.data import DataSpec
 from scmreg.denoiser import Denoiser
 from scmreg.distance import Distance
 from scmreg.objective import Loss, Nets, ObjectiveModule, Setup
@@ -18,7 +19,7 @@ from scmreg.proposal import Proposal
 from scmreg.schedule import Schedule
 from scmreg.tangent import Raw
 from scmreg.types import Batch, Conditions, expand
-from scmreg.weighting import Weighting, weighted
+from scmreg.weighting import Weighting
 from scmreg_discrete.base import DiscreteConsistency, DiscreteModule, Pair, at_earlier
 
 __all__ = ["CD", "CT", "ECT", "ICT", "Comparison"]
@@ -48,8 +49,9 @@ class ComparisonModule(DiscreteModule):
         value = denoiser.jump(nets["model"](pair.x, pair.t, batch.cond), pair.x, pair.t)
 
         per_sample = self.distance(value, target)
-        total = weighted(self.weighting, per_sample, pair.t, pair.r, value - target).mean()
-        return Loss(total, per_sample.detach(), trig_time(process, pair.t), {"gap": pair.gap})
+        weighted, weight = self.weighting.weigh(per_sample, pair.t, r=pair.r, delta=value - target)
+        logs = {"weight": weight, "gap": pair.gap}
+        return Loss(weighted.mean(), per_sample.detach(), trig_time(process, pair.t), logs)
 
     @torch.no_grad()
     def follow(self, step: int) -> None:
@@ -82,6 +84,10 @@ class Comparison(DiscreteConsistency):
     target_ema: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     """Rate at which the network of the target, an exponential average of the model, remembers: 0 for the model itself,
     without an average."""
+
+    def accepts(self, spec: DataSpec) -> str | None:
+        """Refuse data that the distance has no meaning for."""
+        return self.distance.accepts(spec)
 
     def earlier(self, teacher: Denoiser | None, process: Process, pair: Pair, cond: Conditions) -> Tensor:
         """Return the samples at the earlier times, on the path of the pair."""

@@ -78,7 +78,7 @@ class Step(Benchmark):
         with cpu_threads(taught.trainer, teacher), torch.random.fork_rng(devices=random):
             theirs = stepper(taught, dataset)
             for recipe in recipes:
-                title = f"{recipe.objective.name}, {recipe.trainer.tangent_pass}"
+                title = f"{recipe.objective.title}, {recipe.trainer.tangent_pass}"
                 ours = stepper(recipe, dataset, teacher if recipe.objective.needs_teacher else None)
                 comparisons.append(in_turns(title, ours, "diffusion", theirs, self.rounds, progress, device))
         return comparisons

@@ -137,11 +137,76 @@ def images(path, *settings):
             ["times of the sampler begin at 1.57, but process 'edm' ends at 1.56"],
         ),
         (["--set", "evaluation.metrics=[trajectory-errors]"], ["did you mean 'trajectory-error'"]),
+        (["--set", "objective=scd+"], ["the sum 'scd+' lacks a term", "such as scd+vsd"]),
+        (["--set", "objective=scd+scd"], ["'scd' is a term twice", "a greater weight instead"]),
+        (["--set", "objective={name: sum, terms: []}"], ["terms is empty"]),
+        (["--set", "objective={name: sum, terms: [scd, sct+vsd]}"], ["a term is a sum itself"]),
+        (["--set", "objective={name: scd+vsd, weights: [1, -1]}"], ["weights[1]", "greater than or equal to 0", "-1"]),
+        (["--set", "objective={name: scd+vsd, weights: [1]}"], ["1 weights for 2 terms (scd, vsd)"]),
+        (["--set", "objective={name: scd+vsd, weights: [0, 0]}"], ["every weight is 0"]),
+        (
+            ["--set", "objective=scd+vsd", "--set", "objective.terms.scd.start=scratch"],
+            ["the terms of scd+vsd share one model", "objective.terms.scd.start is 'scratch'", "'auto'"],
+        ),
+        (
+            ["--set", "objective=scd+vsd", "--set", "objective.terms.sct.warmup=3"],
+            ["objective.terms has no 'sct', did you mean 'scd'", "its objectives: scd, vsd"],
+        ),
+        (
+            ["--set", "objective=scd+vsd", "--set", "objective.warmup=3"],
+            ["objective has no option 'warmup'", "objective.terms.scd.warmup"],
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and value[0].startswith("--") else "",
 )
 def test_options(refused, arguments, words):
     refused(*arguments, words=words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--objective", "vds"], ["no objective called 'vds', did you mean 'vsd'"]),
+        (["--objective", "scd+vds"], ["no objective called 'vds', did you mean 'vsd'", "available: "]),
+        (["--objective", "vsd+"], ["the sum 'vsd+' lacks a term"]),
+        (["--objective", "scd+vsd", "--weighting", "adaptive"], ["objective.terms.vsd.weighting"]),
+        (["--objective", "vsd", "--set", "objective.generator_every=0"], ["generator_every", "equal to 1"]),
+        (["--objective", "vsd", "--set", "objective.fake_learning_rate=0"], ["fake_learning_rate", "greater than 0"]),
+        (["--objective", "vsd", "--teacher", "exact"], ["an exact teacher needs data that know their own law"]),
+        (["--objective", "scd+vsd", "--teacher", "exact"], ["an exact teacher needs data that know their own law"]),
+        (
+            ["--objective", "vsd", "--teacher", "exact", "--data", "mixture", "--set", "objective.start=teacher"],
+            ["start of 'vsd' is 'teacher'", "an exact teacher has no weights", "scratch, or auto"],
+        ),
+        (
+            ["--objective", "vsd", "--set", "sampler.sigma_max=40"],
+            ["noise level 80", "starts at 40", "objective.sigma_max"],
+        ),
+        (
+            ["--objective", "vsd", "--set", "teacher.objective=vsd"],
+            ["teacher.objective is 'vsd': a teacher is a diffusion model"],
+        ),
+        (["--objective", "sum", "--teacher", "nowhere"], ["nowhere"]),
+    ],
+    ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
+)
+def test_distillation(refused, arguments, words):
+    refused(*arguments, quick=False, words=words)
+
+
+@pytest.mark.parametrize("objective", ["vsd", "scd+vsd"])
+def test_a_teacher_of_other_samples(refused, trained, trained_points, objective):
+    """Of another shape, or of other classes: the networks of teacher, student and fake score are one."""
+    run = trained_points[0]
+    teacher = next(path for path in (run.parent / "teachers").iterdir() if path.is_dir())
+    whole = ["--objective", objective, "--teacher", teacher]
+    small = ["--set", "network.width=32", "--set", "network.depth=1"]
+    refused(*whole, *small, quick=False, words=["samples of shape (2,) with 0 classes", "(1, 8, 8) with 10"])
+    labelled = ["--data", "gaussians", "--set", "data.labelled=true", "--set", "data.count=60"]
+    refused(*whole, *small, *labelled, quick=False, words=["with 0 classes", "shape (2,) with 8"])
+    refused(*whole, *labelled[:2], quick=False, words=["training cannot start from the weights", "network"])
+    student = ["--teacher", run, "--data", "swissroll", "--set", "data.count=200"]
+    refused("--objective", objective, *student, *small, quick=False, words=["a teacher must be a diffusion model"])
 
 
 @pytest.mark.parametrize(
@@ -195,7 +260,7 @@ def test_diffusion_needs_no_teacher(refused, arguments):
     refused(*whole, quick=False, words=["--teacher is of no use: objective 'diffusion' needs no teacher"])
 
 
-@pytest.mark.parametrize("objective", ["scd", "sct", "diffusion"])
+@pytest.mark.parametrize("objective", ["scd", "sct", "diffusion", "vsd", "scd+vsd"])
 def test_the_exact_network_is_not_trained(refused, objective):
     arguments = ["--network", "exact", "--objective", objective, "--data", "mixture"]
     refused(*arguments, quick=False, words=["network 'exact' has no parameters to train", "--teacher exact"])
@@ -209,13 +274,14 @@ def test_an_optimizer_that_cannot_train_is_not_offered(refused, name):
 
 
 @pytest.mark.usefixtures("registries")
-@pytest.mark.parametrize("objective", ["scd", "sct"])
+@pytest.mark.parametrize("objective", ["scd", "sct", "vsd", "sum"])
 @pytest.mark.parametrize("process", list(processes))
 def test_a_parameterization_without_boundary(refused, workplace, process, objective):
     (workplace / "plug.py").write_text(NO_BOUNDARY)
     refused(
         "--plugin", "plug.py", "--process", process, "--objective", objective, "--parameterization", "direct",
         words=[f"objective '{objective}' needs f(x, 0) = x", "parameterization 'direct'", f"process '{process}'"],
+        quick=objective in ("scd", "sct"),
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import yaml
 import scmreg
 from scmreg.recipe import Recipe
 
-OBJECTIVES = ("scd", "sct", "diffusion")
+OBJECTIVES = ("scd", "sct", "diffusion", "vsd", "sum")
 
 
 @pytest.fixture
@@ -132,6 +132,22 @@ def test_settings_at_depth(resolved):
         "times": None, "guidance": 1.0,
     }  # fmt: skip
     assert tree["evaluation"]["steps"] == [1, 8]
+
+
+def test_a_sum_of_objectives(resolved, workplace):
+    tree = resolved("--objective", "scd+vsd", "--set", "objective.weights=[1, 0.5]")
+    assert (tree["objective"]["name"], tree["objective"]["weights"]) == ("sum", [1.0, 0.5])
+    assert [term["name"] for term in tree["objective"]["terms"]] == ["scd", "vsd"]
+    assert tree["sampler"]["name"] == "consistency"
+    assert resolved("--objective", "scd + vsd") == resolved("--objective", "sum")
+    told = ("--set", "objective.terms.scd.warmup=7", "--set", "objective.terms.vsd.proposal.p_mean=0.3")
+    scd, vsd = resolved("--objective", "scd+vsd", *told)["objective"]["terms"]
+    assert (scd["warmup"], vsd["proposal"]) == (7, {"name": "lognormal", "p_mean": 0.3, "p_std": 2.0})
+    (workplace / "r.yaml").write_text("objective: {name: scd+vsd, weights: [2, 1]}\ntrainer: {batch_size: 17}\n")
+    tree = resolved("--recipe", "r.yaml", "--set", "objective.terms.scd.warmup=7")
+    assert (tree["objective"]["weights"], tree["objective"]["terms"][0]["warmup"]) == ([2.0, 1.0], 7)
+    assert tree["trainer"]["batch_size"] == 17
+    assert resolved("--recipe", "r.yaml", "--objective", "sct+vsd")["trainer"]["batch_size"] != 17
 
 
 def test_settings_replace_a_component(resolved):

@@ -43,10 +43,10 @@ def test_defaults_are_the_main_job() -> None:
 
 @pytest.mark.parametrize("name", sorted(scmreg.objectives))
 def test_the_objective_s_own_trainer_stands_between_defaults_and_recipe(name: str) -> None:
-    own = scmreg.objectives[name].trainer
+    own = scmreg.objectives.create(name).trainer
     made = Recipe.from_tree({"objective": name, "trainer": {"log_every": 7}})
     assert made.trainer == dataclasses.replace(Trainer(**own), log_every=7)
-    assert made.sampler.name == scmreg.objectives[name].sampler
+    assert made.sampler.name == scmreg.objectives.create(name).sampler
 
 
 def test_yaml_numbers() -> None:

@@ -20,15 +20,23 @@ from safetensors.torch import load_file
 from scmreg.progress import Progress
 from scmreg.recipe import Recipe
 from scmreg.run import prepare
-from scmreg.train import train
+from scmreg.train import build_denoiser, train
 
 LONG = 160
 """Steps that take so long that a kill surely comes before their end."""
 
 
-def options(teacher, student):
+SINGLE = ("objective.warmup=100", "objective.weighting=adaptive")
+SUMMED = (
+    "objective=scd+vsd", "objective.terms.scd.warmup=100", "objective.terms.scd.weighting=adaptive",
+    "objective.terms.vsd.weighting=adaptive", "objective.terms.vsd.fake_weighting=adaptive",
+    "objective.terms.vsd.generator_every=3",
+)  # fmt: skip
+
+
+def options(teacher, student, objective=SINGLE):
     settings = [
-        "network.width=32", "network.depth=1", "objective.warmup=100", "objective.weighting=adaptive",
+        *objective, "network.width=32", "network.depth=1",
         "evaluation.metrics=[accuracy]", "evaluation.count=10",
         f"teacher.trainer.steps={teacher}", "teacher.trainer.batch_size=16", "teacher.trainer.checkpoint_every=50",
         "teacher.trainer.log_every=1", "trainer.batch_size=16", "trainer.checkpoint_every=50", "trainer.log_every=1",
@@ -37,8 +45,8 @@ def options(teacher, student):
     return ["--steps", str(student), *(part for setting in settings for part in ("--set", setting))]
 
 
-ARGUMENTS = {"teacher": options(LONG, 20), "student": options(20, LONG)}
-"""A run whose teacher, and one whose student, takes long."""
+ARGUMENTS = {"teacher": options(LONG, 20), "student": options(20, LONG), "sum": options(20, LONG, SUMMED)}
+"""A run whose teacher, one whose student, and one whose student with a second network takes long."""
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +131,10 @@ def killed(workplace, arguments, watched, at, how=signal.SIGKILL):
     return process.returncode, out, err
 
 
-def test_killed_while_the_student_learns(scm, workplace, whole):
+@pytest.mark.parametrize("which", ["student", "sum"])
+def test_killed_while_the_student_learns(scm, workplace, whole, which):
     """Kill -9, resume, and compare with a run that nobody disturbed."""
-    arguments = ARGUMENTS["student"]
+    arguments = ARGUMENTS[which]
     run = workplace / "runs" / "broken"
     code, _, _ = killed(workplace, arguments, lambda: run, 60)
     assert code == -signal.SIGKILL
@@ -135,10 +144,12 @@ def test_killed_while_the_student_learns(scm, workplace, whole):
 
     resumed = scm("run", "--resume", "runs/broken", "--json")
     assert resumed.code == 0, resumed.err
-    assert re.search(rf"train scd: {LONG}/{LONG}", resumed.err)
+    title = {"student": "scd", "sum": r"scd\+vsd"}[which]
+    assert re.search(rf"train {title}: {LONG}/{LONG}", resumed.err)
 
-    other, summary = whole("student")
+    other, summary = whole(which)
     check_same(run, other)
+    assert (last(run) / "optimizer-vsd_fake.safetensors").exists() is (which == "sum")
     check_same(teacher_in(run.parent), teacher_in(other.parent))
     for key in ("teacher", "student"):
         assert resumed.json[key] == summary[key]
@@ -279,17 +290,36 @@ def test_every_way_of_training_goes_on(tmp_path, trainer):
     check_resumed(tmp_path, tiny_recipe(**trainer))
 
 
-def check_resumed(folder, recipe):
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"name": "vsd", "generator_every": 2, "fake_learning_rate": 0.002},
+        {"name": "vsd", "weighting": "adaptive", "fake_weighting": "adaptive"},
+        {"name": "scd+vsd", "weights": [1, 0.5]},
+    ],
+    ids=str,
+)
+def test_every_network_goes_on(tmp_path, objective):
+    """The second network, its optimizer and its turn are those of the undisturbed run."""
+    recipe = Recipe.from_tree({**tiny_recipe().to_tree(), "objective": objective})
+    spec = recipe.data.load().spec
+    check_resumed(tmp_path, recipe, build_denoiser(recipe, spec.shape, len(spec.classes), seed=1))
+    names = {path.name for path in last(tmp_path / "broken").iterdir()}
+    assert names >= {"objective.safetensors", "optimizer-main.safetensors"}
+    assert names & {"optimizer-fake.safetensors", "optimizer-vsd_fake.safetensors"}
+
+
+def check_resumed(folder, recipe, teacher=None):
     """Stop after step 5, resume from the checkpoint of step 3, compare with the undisturbed run."""
-    dataset = prepare(recipe)
+    dataset = recipe.data.load() if teacher else prepare(recipe)
     for name in ("whole", "broken"):
         (folder / name).mkdir()
-    train(recipe, dataset, folder / "whole", Progress())
+    train(recipe, dataset, folder / "whole", Progress(), teacher=teacher)
     often = dataclasses.replace(recipe, trainer=dataclasses.replace(recipe.trainer, checkpoint_every=3))
     with pytest.raises(Stop):
-        train(often, dataset, folder / "broken", stopping(5))
+        train(often, dataset, folder / "broken", stopping(5), teacher=teacher)
     assert last(folder / "broken").name == "00000003"
-    train(recipe, dataset, folder / "broken", Progress())
+    train(recipe, dataset, folder / "broken", Progress(), teacher=teacher)
     check_same(folder / "broken", folder / "whole")
 
 
