@@ -154,10 +154,9 @@ def evaluate_with_difference(
     if at.x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(at.x.device.type):
         raise ValueError("a finite difference needs float32 at least: half precision rounds it away")
     times = (at.t + part * at.t).clamp(max=denoiser.process.t_max), at.t - part * at.t
-    devices = [at.x.device] if at.x.is_cuda else []
     sides = []
     for t in times:
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
+        with rewound(at.x.device), torch.no_grad():
             x = at.x + expand((t - at.t) / at.t_rate, at.x) * at.x_rate
             sides.append(unit_velocity(net, denoiser, x, t, cond))
     slope = (sides[0] - sides[1]) * expand(at.t_rate / (times[0] - times[1]), at.x)
@@ -248,7 +247,7 @@ def tangent_parts(net: Raw, denoiser: Denoiser, at: Motion, cond: Conditions) ->
     along_x = replace(at, x_rate=scale * cos * sin * at.velocity_hat, t_rate=torch.zeros_like(at.t_rate))
     along_t = replace(at, x_rate=at.x_rate - along_x.x_rate)
     with torch.no_grad():
-        with torch.random.fork_rng(devices=[at.x.device] if at.x.is_cuda else []):
+        with rewound(at.x.device):
             value, in_space = _value_and_jvp(net, denoiser, along_x, cond)
         _, in_time = _value_and_jvp(net, denoiser, along_t, cond)
     return (

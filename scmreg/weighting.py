@@ -22,7 +22,7 @@ from scmreg.process import Process
 from scmreg.registry import registry
 from scmreg.types import expand
 
-__all__ = ["FixedWeighting", "Space", "Weighting", "WeightingModule", "weigh"]
+__all__ = ["FixedWeighting", "Space", "Weighting", "WeightingModule"]
 
 Space = Literal["own", "unit", "data"]
 
@@ -43,7 +43,7 @@ class WeightingModule(nn.Module):
         raise NotImplementedError
 
     def log_weight_of_pair(self, t: Tensor, r: Tensor, delta: Tensor) -> Tensor:
-        """Return the logarithm of the weight of a pair of times; what `weigh` takes of it has no gradient.
+        """Return the logarithm of the weight of a pair of times, shape ``(B,)``; no gradient is taken of it.
 
         Args:
             t: times of the process, shape ``(B,)``.
@@ -53,7 +53,7 @@ class WeightingModule(nn.Module):
         raise NotImplementedError
 
     def forward(self, loss: Tensor, t: Tensor, *, r: Tensor | None = None, delta: Tensor | None = None) -> Tensor:
-        """Weight per-sample losses of shape ``(B,)`` at times ``t``, as `weigh` does."""
+        """Weight per-sample losses of shape ``(B,)`` at times ``t``."""
         return self.weigh(loss, t, r=r, delta=delta)[0]
 
     def weigh(
@@ -64,8 +64,8 @@ class WeightingModule(nn.Module):
         Args:
             loss: per-sample losses, shape ``(B,)``.
             t: times of the process, shape ``(B,)``.
-            r: earlier times of the process, shape ``(B,)``, for a weight of pairs.
-            delta: the difference that the loss is the size of, shape ``(B, ...)``, for a weight of pairs.
+            r: earlier times, where the loss compares pairs of times, shape ``(B,)``.
+            delta: the difference that the loss is then the size of, shape ``(B, ...)``.
 
         Raises:
             ValueError: if the weight is one of pairs, and the pair is not given.
@@ -75,40 +75,25 @@ class WeightingModule(nn.Module):
         elif r is None or delta is None:
             raise ValueError(f"{type(self).__name__} needs the earlier time r and the difference delta")
         else:
-            log_weight = self.log_weight_of_pair(t, r, delta).detach()
+            log_weight = self.log_weight_of_pair(t, r, delta.detach()).detach()
         weight = log_weight.exp()
         weighted = weight * loss
         return (weighted - log_weight if self.learned else weighted), weight.detach()
 
 
-def weigh(module: WeightingModule, loss: Tensor, t: Tensor, r: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight losses of pairs of times by any weighting, whether it knows of pairs or not; see `WeightingModule.weigh`.
-
-    Args:
-        module: the built weighting.
-        loss: per-sample losses, shape ``(B,)``.
-        t: times of the process, shape ``(B,)``.
-        r: earlier times of the process, shape ``(B,)``.
-        delta: the difference that the loss is the size of, shape ``(B, ...)``.
-    """
-    return module.weigh(loss, t, r=r, delta=delta.detach()) if module.needs_pair else module.weigh(loss, t)
-
-
 class InSpace(WeightingModule):
-    """A weighting that is stated in one space, applied to a loss in the other: the loss is taken there first."""
+    """A weighting that is stated for one error, on the loss of the other: their squares differ by a known factor."""
 
-    def __init__(self, inner: WeightingModule, process: Process, stated: Space, applied: Space) -> None:
+    def __init__(self, inner: WeightingModule, process: Process, stated: Space) -> None:
         super().__init__()
-        self.inner, self.process = inner, process
+        self.inner, self.process, self.stated = inner, process, stated
         self.learned, self.needs_pair = inner.learned, inner.needs_pair
-        if {stated, applied} != {"unit", "data"}:
-            raise ValueError(f"a weight that is stated for '{stated}' cannot be taken to '{applied}'")
-        self.to_data = stated == "data"
 
     def scale(self, t: Tensor) -> Tensor:
-        """Return the factor from an error in the space of the loss to one in the space of the weighting."""
-        error = (self.process.sigma_data * torch.sin(trig_time(self.process, t))).clamp_min(torch.finfo(t.dtype).tiny)
-        return error if self.to_data else 1 / error
+        """Return the factor from the error that the loss is the size of to the one that the weight is stated for."""
+        sine = torch.sin(trig_time(self.process, t)).clamp_min(torch.finfo(t.dtype).tiny)
+        error = self.process.sigma_data * sine
+        return error if self.stated == "data" else 1 / error
 
     def log_weight(self, t: Tensor) -> Tensor:
         """Return the logarithm of the weight on the loss as it is."""
@@ -118,19 +103,6 @@ class InSpace(WeightingModule):
         """Return the logarithm of the weight on the loss as it is."""
         scale = self.scale(t)
         return self.inner.log_weight_of_pair(t, r, expand(scale, delta) * delta) + 2 * torch.log(scale)
-
-    def weigh(
-        self, loss: Tensor, t: Tensor, *, r: Tensor | None = None, delta: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Weight per-sample losses, by the weight in the other space."""
-        scale = self.scale(t)
-        there = scale**2 * loss
-        if not self.needs_pair:
-            weighted, weight = self.inner.weigh(there, t)
-        else:
-            moved = None if delta is None else expand(scale, delta) * delta
-            weighted, weight = self.inner.weigh(there, t, r=r, delta=moved)
-        return weighted, weight * scale**2
 
 
 class Weighting(Component, kind="weighting"):
@@ -157,7 +129,7 @@ class Weighting(Component, kind="weighting"):
         module = self.build(process)
         if self.space == space or "own" in (self.space, space):
             return module
-        return InSpace(module, process, self.space, space)
+        return InSpace(module, process, self.space)
 
     def under(self, process: Process, to: Process) -> Weighting:
         """Return the weighting that gives, under the process ``to``, the weight that this one gives to the same noise

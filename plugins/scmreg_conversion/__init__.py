@@ -113,16 +113,6 @@ class ConvertedWeight(WeightingModule):
         there, before = (convert_time(time, self.process, self.source) for time in (t, r))
         return self.inner.log_weight_of_pair(there, before, self.scale * delta)
 
-    def forward(self, loss: Tensor, t: Tensor, *, r: Tensor | None = None, delta: Tensor | None = None) -> Tensor:
-        """Weight per-sample losses as the other process's module does."""
-        there = convert_time(t, self.process, self.source)
-        if not self.needs_pair or r is None or delta is None:
-            weighted: Tensor = self.inner(loss, there)
-        else:
-            before = convert_time(r, self.process, self.source)
-            weighted = self.inner(loss, there, r=before, delta=self.scale * delta)
-        return weighted
-
 
 class ConvertedWeighting(Weighting, name="converted"):
     """Weight each noise level as another process weights it."""

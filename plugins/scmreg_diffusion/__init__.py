@@ -12,7 +12,7 @@ from scmreg.hookspecs import hookimpl
 from scmreg.objective import Loss, Nets, Objective, ObjectiveModule, Phase, Setup
 from scmreg.proposal import Proposal
 from scmreg.types import Batch, Conditions, Probability, expand
-from scmreg.weighting import Weighting, weigh
+from scmreg.weighting import Weighting
 
 __all__ = ["Diffusion"]
 
@@ -42,7 +42,7 @@ class DiffusionModule(ObjectiveModule):
         error = cos * (eps - noise) - sin * (data - x0) / process.sigma_data
         per_sample = error.square().flatten(1).mean(1)
         # The earlier time of a pair is 0, where a consistency function returns the data.
-        weighted, weight = weigh(self.weighting, per_sample, t, torch.zeros_like(t), error)
+        weighted, weight = self.weighting.weigh(per_sample, t, r=torch.zeros_like(t), delta=error)
         target = cos * noise - sin * x0 / process.sigma_data
         logs = {"weight": weight, "target_norm": torch.linalg.vector_norm(target.flatten(1), dim=1)}
         return Loss(weighted.mean(), per_sample.detach(), t_hat, logs)

@@ -10,6 +10,7 @@ from annotated_types import Interval
 from torch import Tensor
 
 from scmreg.coordinates import trig_time
+from scmreg.data import DataSpec
 from scmreg.denoiser import Denoiser
 from scmreg.distance import Distance
 from scmreg.objective import Loss, Nets, ObjectiveModule, Setup
@@ -18,7 +19,7 @@ from scmreg.proposal import Proposal
 from scmreg.schedule import Schedule
 from scmreg.tangent import Raw
 from scmreg.types import Batch, Conditions, expand
-from scmreg.weighting import Weighting, weigh
+from scmreg.weighting import Weighting
 from scmreg_discrete.base import DiscreteConsistency, DiscreteModule, Pair, at_earlier
 
 __all__ = ["CD", "CT", "ECT", "ICT", "Comparison"]
@@ -48,7 +49,7 @@ class ComparisonModule(DiscreteModule):
         value = denoiser.jump(nets["model"](pair.x, pair.t, batch.cond), pair.x, pair.t)
 
         per_sample = self.distance(value, target)
-        weighted, weight = weigh(self.weighting, per_sample, pair.t, pair.r, value - target)
+        weighted, weight = self.weighting.weigh(per_sample, pair.t, r=pair.r, delta=value - target)
         logs = {"weight": weight, "gap": pair.gap}
         return Loss(weighted.mean(), per_sample.detach(), trig_time(process, pair.t), logs)
 
@@ -84,6 +85,10 @@ class Comparison(DiscreteConsistency):
     """Rate at which the network of the target, an exponential average of the model, remembers: 0 for the model itself,
     without an average."""
 
+    def accepts(self, spec: DataSpec) -> str | None:
+        """Refuse data that the distance has no meaning for."""
+        return self.distance.accepts(spec)
+
     def earlier(self, teacher: Denoiser | None, process: Process, pair: Pair, cond: Conditions) -> Tensor:
         """Return the samples at the earlier times, on the path of the pair."""
         return process.perturb(pair.data, pair.noise, pair.r)
@@ -114,7 +119,7 @@ class ICT(Comparison, name="ict"):
     """Train a consistency model on data alone, by the improved techniques: pseudo-Huber, lognormal, a finer grid."""
 
     formula = "1/(t_{n+1} - t_n) d(f(x_0 + t_{n+1} noise, t_{n+1}), sg f(x_0 + t_n noise, t_n)),  d pseudo-Huber"
-    reference = "Song & Dhariwal 2023 (iCT), arXiv:2310.14189, Eq. 7 and Sec. 3"
+    reference = "Song & Dhariwal 2023 (iCT), arXiv:2310.14189, Sec. 3"
 
     weighting: Weighting = Weighting.default("inverse-step")
     """Weight of each pair of times."""

@@ -12,7 +12,6 @@ from scmreg.proposal import Proposal
 from scmreg.schedule import Schedule
 from scmreg.tangent import Normalization, discrete_tangent, motion, normalize, unit_velocity
 from scmreg.types import Batch, Conditions, NonNegative, NonNegativeInt, expand
-from scmreg.weighting import weigh
 from scmreg_discrete.base import DiscreteConsistency, DiscreteModule, at_earlier
 
 __all__ = ["DSCD", "DSCT", "DiscreteSCM"]
@@ -53,10 +52,15 @@ class DiscreteSCMModule(DiscreteModule):
         # F - sg(F) is zero in value and carries the gradient.
         error = value - value.detach() - g
         per_sample = error.square().flatten(1).mean(1)
-        weighted, weight = weigh(self.weighting, per_sample, pair.t, pair.r, error)
-        size, target = (torch.linalg.vector_norm(x.flatten(1), dim=1) for x in (tangent, value.detach() + g))
-        logs = {"weight": weight, "tangent_norm": size, "target_norm": target, "gap": pair.gap}
-        return Loss(weighted.mean(), per_sample.detach(), at.t_hat, logs)
+        weighted, weight = self.weighting.weigh(per_sample, pair.t, r=pair.r, delta=error)
+        norms = {"tangent_norm": norm(tangent), "target_norm": norm(value.detach() + g)}
+        return Loss(weighted.mean(), per_sample.detach(), at.t_hat, {"weight": weight, **norms, "gap": pair.gap})
+
+
+def norm(x: Tensor) -> Tensor:
+    """Return the norm of every sample, shape ``(B,)``."""
+    out: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return out
 
 
 class DiscreteSCM(DiscreteConsistency):

@@ -48,7 +48,7 @@ class InverseStep(PairWeighting, name="inverse-step"):
     """Weight the data's error by one over the step between two noise levels: iCT's weight."""
 
     formula = "w(t, r) = 1/(t - r),  t and r noise levels sigma/alpha, on the data"
-    reference = "Song & Dhariwal 2023 (iCT), arXiv:2310.14189, Sec. 3.4; Geng et al. 2024 (ECT), Sec. 2"
+    reference = "Song & Dhariwal 2023 (iCT), arXiv:2310.14189, Sec. 3.1; Geng et al. 2024 (ECT), Sec. 2"
 
     def log_weight(self, process: Process, t: Tensor, r: Tensor, delta: Tensor) -> Tensor:
         """Return ``-log(t - r)`` of the noise levels."""

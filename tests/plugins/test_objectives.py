@@ -29,7 +29,6 @@ from scmreg.objective import Setup
 from scmreg.proposal import Proposal
 from scmreg.tangent import motion
 from scmreg.types import Batch, Conditions
-from scmreg.weighting import weighted
 
 SPEC = scmreg.DataSpec("test", (3,), "points")
 
@@ -201,7 +200,7 @@ def test_weightings_are_positive_and_leave_the_network_alone(name: str) -> None:
         log_weight = module.log_weight_of_pair(t, t / 2, delta) if module.needs_pair else module.log_weight(t)
         assert bool(torch.isfinite(log_weight).all())
         loss = torch.rand(30, requires_grad=True)
-        counted = weighted(module, loss, t, t / 2, delta)
+        counted = module(loss, t, r=t / 2, delta=delta)
         assert counted.shape == (30,)
         (gradient,) = torch.autograd.grad(counted.sum(), loss)
         torch.testing.assert_close(gradient, log_weight.exp().detach())
