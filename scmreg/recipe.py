@@ -410,8 +410,8 @@ def read(source: str | Path) -> dict[str, Any]:
 def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
     """Set one value in the tree of a recipe, at a path such as ``objective.weighting.channels``.
 
-    A component on the way that the tree leaves to its default is written out by name. Setting a component replaces
-    it whole.
+    A component on the way that the tree leaves to its default is written out by name; one of a list is named, as in
+    ``objective.terms.scd.warmup``. Setting a component replaces it whole.
 
     Raises:
         OptionError: if nothing stands at the path.

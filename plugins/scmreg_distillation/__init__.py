@@ -121,7 +121,7 @@ class VSD(Objective, name="vsd"):
     trainer = {
         "optimizer": "Adam",
         "optimizer_options": {"betas": [0.9, 0.99], "fused": True},
-        "learning_rate": 5e-4,
+        "learning_rate": 3e-4,
         "steps": 4500,
         "batch_size": 128,
     }
@@ -142,10 +142,11 @@ class VSD(Objective, name="vsd"):
     """Weight of each time in the loss of the fake score."""
     fake_proposal: Proposal = Proposal.default("lognormal", p_mean=-0.8, p_std=1.6)
     """Distribution of training times of the fake score."""
-    fake_learning_rate: Positive | None = None
-    """Learning rate of the fake score, with the trainer's schedule; that of the student if not given."""
+    fake_learning_rate: Positive | None = 3e-3
+    """Learning rate of the fake score, with the trainer's schedule; none for that of the student. A fake score that does
+    not keep up with the generator lets it collapse onto a few samples. (sCM: that of the student.)"""
     generator_every: Count = 1
-    """Steps of the fake score for one of the generator."""
+    """Steps of the fake score for one of the generator. (sCM: 1.)"""
     sigma_max: Positive = 80.0
     """Noise level sigma/alpha at which the generator starts, as its sampler does; the end of the process if that is
     lower."""

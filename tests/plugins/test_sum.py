@@ -182,6 +182,18 @@ def test_a_figure_that_is_not_finite_is_named_with_its_term_and_times(tmp_path: 
     assert "for 8 of 8 samples" in str(error.value)
 
 
+def test_a_module_within_a_term_that_no_phase_moves_is_refused(tmp_path: Path) -> None:
+    loop = loop_of(recipe({"name": "sum", "terms": ["scd", {"name": "vsd", "fake_weighting": "adaptive"}]}), tmp_path)
+    main, fake = loop.objective.phases
+    for phases, lost in (
+        ((main, replace(fake, own=())), "terms.1.fake_objective.weighting.head"),
+        ((main, replace(fake, nets=("terms.1.fake_",))), "terms.1.fake_score.network"),
+    ):
+        loop.objective.phases = phases
+        with pytest.raises(TypeError, match=f"no phase of SumModule moves its parameter {lost}"):
+            loop._check_ownership(None)
+
+
 # How terms agree -----------------------------------------------------------------------------------------------------
 
 
