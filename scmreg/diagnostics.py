@@ -50,8 +50,9 @@ class Bins:
         self._sums: dict[str, _Sums] = {}
 
     def add(self, phase: str, loss: Loss) -> None:
-        """Count the samples of a training loss, with every figure that it has of them. Of a sum, the samples of its first
-        part are counted, and every part has figures of its own.
+        """Count the samples of a training loss, with every figure that it has of them.
+
+        Of a sum, the samples of its first part are counted, and every part has figures of its own.
         """
         for number, (prefix, part) in enumerate(loss.by_name()):
             figures = {"loss": part.per_sample, **part.logs}
