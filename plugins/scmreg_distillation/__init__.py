@@ -142,8 +142,8 @@ class VSD(Objective, name="vsd"):
     fake_proposal: Proposal = Proposal.default("lognormal", p_mean=-0.8, p_std=1.6)
     """Distribution of training times of the fake score."""
     fake_learning_rate: Positive | None = 3e-3
-    """Learning rate of the fake score, with the trainer's schedule; none for that of the student. A fake score that does
-    not keep up with the generator lets it collapse onto a few samples. (sCM: that of the student.)"""
+    """Learning rate of the fake score, with the trainer's schedule; none for that of the student. A generator that the
+    fake score does not keep up with collapses onto a few samples. (sCM: that of the student.)"""
     generator_every: Count = 1
     """Steps of the fake score for one of the generator. (sCM: 1.)"""
     sigma_max: Positive = 80.0
