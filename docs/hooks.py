@@ -34,6 +34,7 @@ from scmreg.parameterization import Parameterization
 from scmreg.process import Process
 from scmreg.proofs import PROOFS
 from scmreg.sampler import Sampler
+from scmreg.weighting import Weighting
 from scmreg_cli.main import app
 
 __all__ = ["on_config", "on_files", "on_page_content", "on_page_markdown", "pages"]
@@ -55,6 +56,12 @@ MODULES = (
     "train",
     "sample",
     "evaluate",
+    "log",
+    "diagnostics",
+    "preview",
+    "record",
+    "report",
+    "compare",
     "checkpoint",
     "verify",
     "bench",
@@ -70,8 +77,15 @@ SECTIONS = (recipe.Recipe, recipe.Trainer, recipe.Teacher, recipe.Evaluation)
 WITHOUT_SELECTOR = {
     "attention": "Chosen by the option `attention` of a network that has one (`--set network.attention=NAME`), or by"
     " `backend=NAME` of [`scmreg.attend`](api/attention.md).",
+    "schedule": "Chosen by the option `schedule` of an objective in discrete time: `--set objective.schedule=NAME`.",
+    "distance": "Chosen by the option `distance` of an objective that compares outputs:"
+    " `--set objective.distance=NAME`.",
     "metric": "Listed under `evaluation.metrics` of a recipe: `--set evaluation.metrics=[frechet,accuracy]`.",
 }
+
+
+SPACES = {"unit": "the unit velocity", "data": "the data"}
+"""What weightings and losses are stated for, in words."""
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -206,10 +220,14 @@ def traits(cls: type[Component]) -> list[str]:
         made = cls()  # what a sum says of itself depends on its terms
         if made.needs_boundary:
             said.append("Needs `f(x, 0) = x`.")
+        if made.space != "own":
+            said.append(f"Its loss is the size of an error of {SPACES[made.space]}.")
         said.append(f"Sampled by [`{made.sampler}`](sampler.md#{made.sampler}) unless the recipe says otherwise.")
         if made.trainer:
             preferred = ", ".join(f"`{name}: {value}`" for name, value in made.trainer.items())
             said.append(f"Trainer options in place of the defaults: {preferred}.")
+    if issubclass(cls, Weighting) and (space := registry.registry("weighting").create(cls.name).space) != "own":
+        said.append(f"Stated for the error of {SPACES[space]}.")
     if issubclass(cls, Sampler):
         said.append("Solves no ODE." if cls.order is None else f"Order of convergence in the step size: {cls.order}.")
     return said

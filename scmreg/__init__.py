@@ -23,6 +23,7 @@ _HOME = {
     "DataSpec": "data",
     "Dataset": "data",
     "Denoiser": "denoiser",
+    "Distance": "distance",
     "Metric": "metric",
     "Network": "network",
     "Objective": "objective",
@@ -32,6 +33,7 @@ _HOME = {
     "Proposal": "proposal",
     "Recipe": "recipe",
     "Sampler": "sampler",
+    "Schedule": "schedule",
     "ScmError": "errors",
     "Weighting": "weighting",
     "attend": "attention",
@@ -43,6 +45,7 @@ _HOME = {
 _REGISTRIES = {
     "attentions": "attention",
     "datasets": "data",
+    "distances": "distance",
     "metrics": "metric",
     "networks": "network",
     "objectives": "objective",
@@ -50,6 +53,7 @@ _REGISTRIES = {
     "processes": "process",
     "proposals": "proposal",
     "samplers": "sampler",
+    "schedules": "schedule",
     "weightings": "weighting",
 }
 
@@ -62,6 +66,7 @@ __all__ = [
     "DataSpec",
     "Dataset",
     "Denoiser",
+    "Distance",
     "Metric",
     "Network",
     "Objective",
@@ -71,6 +76,7 @@ __all__ = [
     "Proposal",
     "Recipe",
     "Sampler",
+    "Schedule",
     "ScmError",
     "Weighting",
     "__version__",
@@ -79,6 +85,7 @@ __all__ = [
     "attentions",
     "convert",
     "datasets",
+    "distances",
     "hookimpl",
     "load_run",
     "metrics",
@@ -88,6 +95,7 @@ __all__ = [
     "processes",
     "proposals",
     "samplers",
+    "schedules",
     "weightings",
 ]
 
@@ -96,6 +104,7 @@ if TYPE_CHECKING:
     from scmreg.component import Component, Options
     from scmreg.data import Data, Dataset, DataSpec
     from scmreg.denoiser import Denoiser, convert
+    from scmreg.distance import Distance
     from scmreg.errors import ScmError
     from scmreg.hookspecs import hookimpl
     from scmreg.metric import Metric
@@ -108,11 +117,13 @@ if TYPE_CHECKING:
     from scmreg.registry import Registry
     from scmreg.sample import load_run
     from scmreg.sampler import Sampler
+    from scmreg.schedule import Schedule
     from scmreg.types import Batch, Conditions
     from scmreg.weighting import Weighting
 
     attentions: Registry[Attention]
     datasets: Registry[Data]
+    distances: Registry[Distance]
     metrics: Registry[Metric]
     networks: Registry[Network]
     objectives: Registry[Objective]
@@ -120,6 +131,7 @@ if TYPE_CHECKING:
     processes: Registry[Process]
     proposals: Registry[Proposal]
     samplers: Registry[Sampler]
+    schedules: Registry[Schedule]
     weightings: Registry[Weighting]
 
 

@@ -151,6 +151,8 @@ def choose(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions | None = N
     return "chunked", f"memory linear in the length; not triton: {reason}"
 
 
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""What can be attended to."""
 AUTO = ("chunked", "triton")
 """Backends that ``auto`` chooses from."""
 
@@ -244,14 +246,16 @@ def over_batches(
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """Call a function whose tensors all begin with the batch; a mapped dimension of ``size`` joins the batch."""
 
-    def join(x: Any, dim: int | None) -> Any:
+    def apart(x: Any, dim: int | None) -> Any:
         if not isinstance(x, Tensor):
             return x
-        return (x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
+        return x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
 
-    results = function(*map(join, inputs, in_dims))
+    mapped = [apart(x, dim) for x, dim in zip(inputs, in_dims, strict=True)]
+    batch = next(x.shape[1] for x in mapped if isinstance(x, Tensor))
+    results = function(*(x.flatten(0, 1) if isinstance(x, Tensor) else x for x in mapped))
     # What was not asked for is empty and has no batch.
-    parted = tuple(x.unflatten(0, (size, -1)) if x.ndim > 1 else x.expand(size, 0) for x in results)
+    parted = tuple(x.unflatten(0, (size, batch)) if x.ndim > 1 else x.expand(size, 0) for x in results)
     return parted, (0,) * len(parted)
 
 
@@ -294,11 +298,12 @@ def operation_of(name: str) -> Operation:
 def _examine(name: str, component: type[Attention]) -> None:
     from scmreg.selftest import examination
 
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    if failure := examination(name, component, device).failure:
+    found = examination(name, component)
+    if found.failure:
         del _operations[name]
         raise WrongResultError(
-            f"attention '{name}' is wrong on {device}, against math: {failure}", "backend='math' is slow and right"
+            f"attention '{name}' fails its trial against math, on {found.device}: {found.failure}",
+            "backend='math' is slow and right",
         )
 
 
@@ -333,6 +338,10 @@ def _options(
 
     if not q.ndim == k.ndim == v.ndim == 4:
         raise ValueError(f"attend takes (batch, heads, length, dim) tensors, not {shapes()}")
+    if 0 in (q.shape[1], q.shape[3], k.shape[1]):
+        raise ValueError(f"there must be heads, and a dimension: {shapes()}")
+    if q.dtype not in DTYPES:
+        raise ValueError(f"attend takes floating-point numbers of 16 to 64 bits, not {q.dtype}")
     if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise ValueError(f"batch and dim must agree, and k and v in shape: {shapes()}")
     if q.shape[1] % k.shape[1]:
@@ -340,31 +349,35 @@ def _options(
     if not (q.dtype == k.dtype == v.dtype and q.device == k.device == v.device):
         raise ValueError(f"dtypes and devices differ: {[(str(x.dtype), str(x.device)) for x in (q, k, v)]}")
     if key_lengths is not None:
-        _check_lengths(key_lengths, q, k)
+        key_lengths = _whole_lengths(key_lengths, q, k)
     if scale is not None and not math.isfinite(scale):
         raise ValueError(f"scale is {scale}: the factor of the logits must be a finite number")
     return AttentionOptions(q.shape[3] ** -0.5 if scale is None else scale, causal, key_lengths)
 
 
-def _check_lengths(key_lengths: Tensor, q: Tensor, k: Tensor) -> None:
+def _whole_lengths(key_lengths: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """Return the lengths as int64, looked over."""
+    if not isinstance(key_lengths, Tensor):
+        raise TypeError(f"key_lengths is a {type(key_lengths).__name__}: give a tensor of shape ({q.shape[0]},)")
     if key_lengths.shape != (q.shape[0],):
         raise ValueError(f"key_lengths has shape {tuple(key_lengths.shape)}, expected ({q.shape[0]},)")
     if key_lengths.is_floating_point() or key_lengths.dtype == torch.bool or key_lengths.device != q.device:
         raise ValueError(
             f"key_lengths is {key_lengths.dtype} on {key_lengths.device}, expected whole numbers on {q.device}"
         )
+    key_lengths = key_lengths.to(torch.int64)
     # A look at the values would make a GPU wait, and cannot be had of what is mapped or compiled: there, a length is
     # cut to the number of keys.
-    if torch.compiler.is_compiling() or key_lengths.device.type != "cpu" or type(key_lengths) is not Tensor:
-        return
-    if torch._C._functorch.is_functorch_wrapped_tensor(key_lengths):
-        return
+    hidden = torch.compiler.is_compiling() or type(key_lengths) is not Tensor
+    if hidden or key_lengths.device.type != "cpu" or torch._C._functorch.is_functorch_wrapped_tensor(key_lengths):
+        return key_lengths
     wrong = ((key_lengths < 0) | (key_lengths > k.shape[2])).nonzero().flatten()
     if len(wrong):
         entry = int(wrong[0])
         raise ValueError(
             f"key_lengths[{entry}] is {int(key_lengths[entry])}; there are {k.shape[2]} keys: give 0 to {k.shape[2]}"
         )
+    return key_lengths
 
 
 def visible(options: AttentionOptions, rows: int, keys: Tensor, total: int) -> Tensor | None:

@@ -67,7 +67,8 @@ def composable(kernel: Kernel, refuses: Refuses = takes_all) -> Operation:
     ) -> tuple[Tensor, Tensor]:
         tq, tk, tv = (None if tx is None else stopped(tx).to(q.dtype) for tx in (tq, tk, tv))
         out, tangent, _ = attend(q, k, v, tq, tk, tv, options)
-        return out, tangent
+        # It has no derivative of any kind: one in forward mode was refused, this takes away the graph of the operator.
+        return out, tangent.detach()
 
     return Operation(forward, forward_jvp, refuses)
 

@@ -18,6 +18,7 @@ __all__ = [
     "OutputError",
     "PluginError",
     "RecipeError",
+    "RunError",
     "ScmError",
     "UnavailableError",
     "UnknownComponentError",
@@ -75,6 +76,10 @@ class DataError(ScmError, ValueError):
 
 class CheckpointError(ScmError, ValueError):
     """A checkpoint that is missing, corrupt, foreign or of another model."""
+
+
+class RunError(ScmError, ValueError):
+    """A run directory that cannot be read, or lacks what is asked of it."""
 
 
 class OutputError(ScmError, OSError):

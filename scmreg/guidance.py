@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from scmreg.denoiser import Denoiser
 from scmreg.errors import CompositionError
-from scmreg.types import Conditions
+from scmreg.types import Conditions, expand
 
 __all__ = ["guided"]
 
@@ -20,7 +20,7 @@ class Guided(nn.Module):
     Every prediction of a denoiser is linear in the raw output at a given point, so guiding that guides them all.
     """
 
-    def __init__(self, network: nn.Module, scale: float, classes: int) -> None:
+    def __init__(self, network: nn.Module, scale: float | Tensor, classes: int) -> None:
         super().__init__()
         self.network, self.scale, self.classes = network, scale, classes
 
@@ -28,32 +28,39 @@ class Guided(nn.Module):
         """Return ``F_none + scale (F_class - F_none)``, the shape of ``x``."""
         if cond.label is None:
             raise CompositionError(
-                f"guidance {self.scale:g} needs a class for every sample", "give labels, or set the guidance to 1"
+                f"guidance{_shown(self.scale)} needs a class for every sample", "give labels, or set the guidance to 1"
             )
         doubled = replace(
             cond, **{name: torch.cat([getattr(cond, name)] * 2) for name in cond.given() - {"label"}},
             label=torch.cat([cond.label, torch.full_like(cond.label, self.classes)]),
         )  # fmt: skip
         given, without = self.network(torch.cat([x, x]), torch.cat([c_noise, c_noise]), doubled).chunk(2)
-        out: Tensor = without + self.scale * (given - without)
+        scale = expand(self.scale, x) if isinstance(self.scale, Tensor) else self.scale
+        out: Tensor = without + scale * (given - without)
         return out
 
 
-def guided(denoiser: Denoiser, scale: float) -> Denoiser:
+def _shown(scale: float | Tensor) -> str:
+    return "" if isinstance(scale, Tensor) else f" {scale:g}"
+
+
+def guided(denoiser: Denoiser, scale: float | Tensor) -> Denoiser:
     """Return the model under classifier-free guidance, ``F = F_none + scale (F_class - F_none)``.
 
     Args:
         denoiser: a class-conditional model that was also trained without labels (``label_dropout``).
-        scale: 1 returns the model itself, 0 ignores the class, more than 1 exaggerates it.
+        scale: 1 returns the model itself, 0 ignores the class, more than 1 exaggerates it; one for all, or one for each
+            sample, shape ``(B,)``.
 
     Raises:
         CompositionError: if the model knows no classes, or is later asked without a label.
     """
-    if scale == 1:
+    if not isinstance(scale, Tensor) and scale == 1:
         return denoiser
     if not denoiser.classes:
         raise CompositionError(
-            f"guidance {scale:g} needs a class-conditional model, this one knows no classes", "set the guidance to 1"
+            f"guidance{_shown(scale)} needs a class-conditional model, this one knows no classes",
+            "set the guidance to 1",
         )
     network = Guided(denoiser.network, scale, denoiser.classes)
     made = Denoiser(network, denoiser.process, denoiser.parameterization, denoiser.classes, denoiser.highest_level)

@@ -11,6 +11,8 @@ KINDS: dict[str, str] = {
     "objective": "Objective",
     "weighting": "Weighting",
     "proposal": "Proposal",
+    "schedule": "Schedule",
+    "distance": "Distance",
     "attention": "Attention",
     "sampler": "Sampler",
     "data": "Data",

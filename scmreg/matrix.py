@@ -11,10 +11,12 @@ from scmreg.options import options_of
 from scmreg.recipe import Recipe
 from scmreg.registry import registry
 
-__all__ = ["SHAPES", "Verdict", "compositions", "pairs", "shapes"]
+__all__ = ["INNER", "SHAPES", "Verdict", "compositions", "pairs", "shapes"]
 
 SHAPES: dict[str, tuple[int, ...]] = {"points": (2,), "grey images": (1, 32, 32), "colour images": (3, 32, 32)}
 """Samples that networks are asked about."""
+INNER = ("weighting", "proposal", "schedule", "distance")
+"""Kinds of component that are options of an objective, under the name of the kind."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,14 @@ def compositions() -> list[Verdict]:
 
 
 def pairs() -> list[Verdict]:
-    """Judge every objective with every network, weighting, proposal and sampler, all else left to its default."""
+    """Judge every objective with every component that it may be given, and with every network and sampler; all else is
+    left to its default.
+    """
     verdicts = []
     for objective, cls in registry("objective").items():
         own = {option.name for option in options_of(cls)}
-        for kind in ("network", "weighting", "proposal", "sampler"):
-            if kind in ("weighting", "proposal") and kind not in own:
+        for kind in ("network", *INNER, "sampler"):
+            if kind in INNER and kind not in own:
                 continue
             for name in registry(kind):
                 tree: dict[str, Any] = {"objective": {"name": objective}}

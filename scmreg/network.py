@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import nn
 
@@ -20,8 +20,10 @@ class Network(Component, kind="network"):
     statistics.
     """
 
-    takes: ClassVar[frozenset[str]] = frozenset({"label"})
-    """The conditions (fields of :class:`~scmreg.types.Conditions`) that it understands."""
+    @property
+    def takes(self) -> frozenset[str]:
+        """The conditions (fields of :class:`~scmreg.types.Conditions`) that it understands."""
+        return frozenset({"label"})
 
     @abstractmethod
     def build(self, shape: tuple[int, ...], classes: int = 0) -> nn.Module:
@@ -40,5 +42,7 @@ class Network(Component, kind="network"):
         """Refuse an objective that gives conditions the network does not take."""
         missing = recipe.objective.gives - self.takes
         if missing:
-            return f"network '{self.name}' does not take {', '.join(sorted(missing))}"
+            options = [name for name in sorted(missing) if getattr(self, name, None) is False]
+            advice = "".join(f": set network.{name}=true" for name in options[:1])
+            return f"network '{self.name}' does not take {', '.join(sorted(missing))}{advice}"
         return None

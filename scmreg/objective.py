@@ -13,8 +13,12 @@ from torch import Tensor, nn
 from scmreg.component import Component
 from scmreg.data import DataSpec
 from scmreg.denoiser import Denoiser
+from scmreg.process import Process
+from scmreg.registry import registry
+from scmreg.sampler import Sampler
 from scmreg.tangent import TangentPass
 from scmreg.types import Batch, Conditions
+from scmreg.weighting import Space
 
 __all__ = ["Loss", "Objective", "ObjectiveModule", "Phase", "Setup"]
 
@@ -35,6 +39,8 @@ class Setup:
     """How value and JVP are taken (see :func:`scmreg.tangent.evaluate_with_jvp`)."""
     compiled: bool = False
     """Whether the JVP is compiled."""
+    steps: int | None = None
+    """Steps of the whole training, ``None`` where nobody knows: what follows a curriculum needs to be told."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +77,19 @@ class Loss:
     t_hat: Tensor
     """TrigFlow time of each sample, shape ``(B,)``."""
     logs: Mapping[str, Tensor] = field(default_factory=dict)
-    """Further per-sample figures to log, each of shape ``(B,)``, without gradient."""
+    """Further per-sample figures to log, each of shape ``(B,)``, without gradient. Names are free; ``weight`` (what
+    `per_sample` is multiplied with), ``tangent_norm`` and ``target_norm`` (of what the network's velocity is regressed
+    onto) are known to the report."""
     parts: Mapping[str, Loss] = field(default_factory=dict)
     """The losses that this one is a sum of, by name, each with its own times and figures."""
+
+    def __post_init__(self) -> None:
+        for name, value in {"t_hat": self.t_hat, **self.logs}.items():
+            if value.shape != self.per_sample.shape or value.ndim != 1:
+                raise ValueError(
+                    f"Loss: '{name}' has shape {tuple(value.shape)} and per_sample {tuple(self.per_sample.shape)},"
+                    " but each is one number per sample"
+                )
 
     def by_name(self, prefix: str = "") -> Iterator[tuple[str, Loss]]:
         """Yield every part, or the loss itself where it is no sum, each with a prefix for the names of its figures."""
@@ -108,6 +124,27 @@ class ObjectiveModule(nn.Module):
         """
         raise NotImplementedError
 
+    def diagnose(
+        self, phase: str, nets: Nets, batch: Batch, t_hat: Tensor, step: int, rng: torch.Generator
+    ) -> Mapping[str, Tensor]:
+        """Return further figures at given times, for the log: such as are too dear for every step.
+
+        Called without gradient at steps that are logged, on one sample for each bin of time. There are none unless an
+        objective has more to tell.
+
+        Args:
+            phase: name of the phase.
+            nets: the loop's callables by name, possibly wrapped.
+            batch: as many samples of training data as there are times.
+            t_hat: TrigFlow times, shape ``(B,)``, from 0 to pi/2 in equal steps; a process may end before the last.
+            step: steps taken so far.
+            rng: where noise is drawn from.
+
+        Returns:
+            Figures by name, each of shape ``(B,)``.
+        """
+        return {}
+
 
 class Objective(Component, kind="objective"):
     """A training objective on any process that fits."""
@@ -116,12 +153,20 @@ class Objective(Component, kind="objective"):
     """Whether ``f(x, 0) = x`` must hold."""
     few_step: ClassVar[bool] = False
     """Whether the result is a model for few-step sampling, to be compared with its teacher."""
-    gives: ClassVar[frozenset[str]] = frozenset()
-    """Conditions beside the label that it passes to the network."""
+    space: ClassVar[Space] = "own"
+    """What its loss is the squared size of: an error of the unit velocity (``unit``), of the data (``data``), or
+    something else (``own``). Weightings are stated in one of them (see :mod:`scmreg.weighting`)."""
+    pairs: ClassVar[bool] = False
+    """Whether it tells its weighting of an earlier time, and of the difference that its loss is the size of."""
     sampler: ClassVar[str] = "heun"
     """Name of the sampler that suits what it trains."""
     trainer: ClassVar[Mapping[str, Any]] = {}
     """Options of the trainer that suit it, in place of the trainer's defaults."""
+
+    @property
+    def gives(self) -> frozenset[str]:
+        """Conditions beside the label that it passes to the network."""
+        return frozenset()
 
     @property
     def title(self) -> str:
@@ -137,6 +182,27 @@ class Objective(Component, kind="objective"):
     def starts_from_teacher(self) -> bool:
         """Whether training starts from the teacher's averaged weights."""
         return False
+
+    def suited_sampler(self, process: Process) -> Sampler:
+        """Return the sampler that suits what it trains, where a recipe names none."""
+        made: Sampler = registry("sampler").create(self.sampler)
+        return made
+
+    def drawn_by(self, sampler: Sampler, process: Process) -> str | None:
+        """Say why a sampler cannot draw samples of what it trains; ``None`` if it can."""
+        return None
+
+    def accepts(self, spec: DataSpec) -> str | None:
+        """Say why it cannot train on such data; ``None`` if it can."""
+        return None
+
+    def taught_by(self, objective: Objective) -> str | None:
+        """Say why a diffusion model that another objective trains cannot be its teacher; ``None`` if it can."""
+        return None
+
+    def judged_steps(self, asked: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the numbers of steps that a few-step model is judged with, of those that are asked for."""
+        return asked
 
     @abstractmethod
     def build(self, setup: Setup) -> ObjectiveModule:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,7 +16,10 @@ from scmreg.data import DataSpec
 from scmreg.errors import OutputError
 from scmreg.metric import Judged
 
-__all__ = ["check_picture", "comparison", "grid", "save_samples"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["check_picture", "comparison", "grid", "has_picture", "save_preview", "save_samples"]
 
 Panel = tuple[str, Judged]
 
@@ -26,7 +30,7 @@ def comparison(panels: Sequence[Panel], spec: DataSpec, path: Path, *, rows: int
     Args:
         panels: titles and samples; sample ``i`` of each is of the same noise and label.
         spec: what the samples are.
-        path: PNG file to write.
+        path: PNG file to write; of a single set it has no title.
         rows: images in a column.
 
     Returns:
@@ -49,6 +53,27 @@ def save_samples(samples: Tensor, spec: DataSpec, path: Path, columns: int | Non
         _write(grid(samples, min(width, len(samples))), path)
     else:
         _scatter([("samples", Judged(samples))], path)
+
+
+def save_preview(samples: Tensor, labels: Tensor | None, spec: DataSpec, path: Path) -> None:
+    """Draw a small set of samples without a title: a low grid of images, or points in a window that depends on the
+    data alone, so that pictures of several steps can be laid beside each other.
+    """
+    if spec.modality == "image":
+        _write(grid(samples, min(len(spec.classes) if 1 < len(spec.classes) <= 20 else 10, len(samples))), path)
+        return
+    from matplotlib.figure import Figure  # imported late: it takes a while
+
+    figure = Figure(figsize=(2.4, 2.4), dpi=110)
+    axis = figure.add_axes((0, 0, 1, 1))
+    x: NDArray[np.float32] = samples.numpy()
+    colour = None if labels is None else labels.numpy()
+    axis.scatter(x[:, 0], x[:, 1], s=2, c=colour, cmap="tab10" if colour is not None else None, linewidths=0)
+    centre = spec.mean if len(spec.mean) == 2 else spec.mean * 2
+    reach = 2.6 * spec.std
+    axis.set(xlim=(centre[0] - reach, centre[0] + reach), ylim=(centre[1] - reach, centre[1] + reach), aspect="equal")
+    axis.set_axis_off()
+    _save(figure, path)
 
 
 def has_picture(spec: DataSpec) -> bool:
@@ -98,13 +123,14 @@ def _columns(judged: Judged, spec: DataSpec, rows: int) -> Image.Image:
 
 
 def _beside(panels: Sequence[tuple[str, Image.Image]]) -> Image.Image:
-    margin, head = 12, 22
+    margin, head = (12, 22) if len(panels) > 1 else (0, 0)  # one panel is what its file is called
     width = sum(image.width for _, image in panels) + margin * (len(panels) + 1)
     height = max(image.height for _, image in panels) + head + margin
     canvas = Image.new("RGB", (width, height), "white")
     pen, font, left = ImageDraw.Draw(canvas), ImageFont.load_default(14), margin
     for title, image in panels:
-        pen.text((left, 4), title, fill="black", font=font)
+        if head:
+            pen.text((left, 4), title, fill="black", font=font)
         canvas.paste(image, (left, head))
         left += image.width + margin
     return canvas
@@ -121,6 +147,10 @@ def _scatter(panels: Sequence[Panel], path: Path) -> None:
         colour = None if judged.labels is None else judged.labels[:4000].numpy()
         axis.scatter(x[:, 0], x[:, 1], s=2, c=colour, cmap="tab10" if colour is not None else None, linewidths=0)
         axis.set(title=title, xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
     try:
         figure.savefig(path)
     except OSError as error:

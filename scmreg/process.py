@@ -146,7 +146,7 @@ def check_times(process: Process, t: Tensor, x: Tensor, name: str = "t") -> Tens
         raise ValueError(
             f"{name} has shape {tuple(t.shape)}, but x has {x.shape[0]} samples: give one time per sample, shape (B,)"
         )
-    if not t.numel():
+    if torch.compiler.is_compiling() or not t.numel():
         return t
     lowest, highest = torch.aminmax(t.detach())
     # The end itself may have been rounded to the precision of t, or computed with the rounding of float64.

@@ -21,6 +21,7 @@ from annotated_types import Ge
 from scmreg import options
 from scmreg.component import Component, Options
 from scmreg.data import Data, DataSpec
+from scmreg.distance import Distance
 from scmreg.errors import CompositionError, OptionError, RecipeError, ScmError, UnknownComponentError, did_you_mean
 from scmreg.metric import Metric
 from scmreg.network import Network
@@ -80,13 +81,18 @@ class Trainer(Options):
     tangent_pass: TangentPass = "joint"
     """Whether value and JVP come from one pass or from two (see scmreg.tangent)."""
     log_every: Count = 50
-    """Steps between lines of metrics.jsonl."""
+    """Steps between lines of metrics.jsonl and bins.jsonl."""
+    log_bins: Count = 32
+    """Equal bins of TrigFlow time from 0 to pi/2 that the figures of bins.jsonl are averaged in."""
     tensorboard: bool = False
     """Whether the lines also go to TensorBoard."""
     checkpoint_every: Count = 500
     """Steps between checkpoints."""
     keep: Count = 2
     """Checkpoints that are kept."""
+    previews: NonNegativeInt | None = None
+    """Samples of fixed seeds in the picture that is drawn at every checkpoint; 20 images or 1000 points if not given,
+    0 for no picture."""
 
     operational: ClassVar[frozenset[str]] = frozenset(
         {
@@ -96,9 +102,11 @@ class Trainer(Options):
             "workers",
             "tangent_pass",
             "log_every",
+            "log_bins",
             "tensorboard",
             "checkpoint_every",
             "keep",
+            "previews",
         }
     )
     """Options that leave the result alone, but for rounding: they are not part of the key of a cached teacher."""
@@ -180,7 +188,7 @@ class Recipe(Options):
     def __post_init__(self) -> None:
         _convert_objective(self)
         choices: dict[str, Callable[[], Any]] = {
-            "sampler": lambda: registry("sampler").create(self.objective.sampler),
+            "sampler": lambda: self.objective.suited_sampler(self.process),
             "trainer": lambda: options.build(Trainer, self.objective.trainer),
             "teacher": Teacher,
             "evaluation": Evaluation,
@@ -269,11 +277,17 @@ class Recipe(Options):
                 reasons.append(f"{component.kind} '{component.name}' cannot run here: {reason}")
             elif reason := component.fits(self):
                 reasons.append(reason)
+        if reason := self.objective.drawn_by(self.sampler, self.process):
+            reasons.append(reason)
         if spec is not None and (reason := self.network.accepts(spec.shape)):
+            reasons.append(reason)
+        if spec is not None and (reason := self.objective.accepts(spec)):
             reasons.append(reason)
         if spec is not None:
             samplers = (self.sampler, self.evaluation.teacher_sampler)
+            distances = [component for component in self.components() if isinstance(component, Distance)]
             reasons += [reason for sampler in samplers if (reason := sampler.accepts(spec))]
+            reasons += [reason for distance in distances if (reason := distance.accepts(spec))]
         if self.objective.needs_teacher and self.teacher.source == "exact" and self.data.law() is None:
             reasons.append(
                 f"an exact teacher needs data that know their own law, unlike '{self.data.name}': {self.data.lawless}"
@@ -281,6 +295,8 @@ class Recipe(Options):
         taught = self.teacher.objective
         if self.trains_with_teacher and (taught.few_step or taught.needs_teacher):
             reasons.append(f"teacher.objective is '{taught.name}': a teacher is a diffusion model without a teacher")
+        if self.trains_with_teacher and self.teacher.source == "auto" and (reason := self.objective.taught_by(taught)):
+            reasons.append(reason)
         if reasons := list(dict.fromkeys(reasons)):
             raise CompositionError(reasons[0], *reasons[1:])
 

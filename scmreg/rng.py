@@ -7,12 +7,13 @@ what the uninterrupted run drew, with no generator state to save, and sample ``i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-__all__ = ["derive", "generator", "sample_noise"]
+__all__ = ["derive", "generator", "rewound", "sample_noise"]
 
 
 def derive(*key: int | str) -> int:
@@ -41,3 +42,24 @@ def sample_noise(
     for row, seed in zip(noise, seeds, strict=True):
         row.normal_(generator=generator(int(seed), "sample", draw))
     return noise.to(device)
+
+
+@contextmanager
+def rewound(device: torch.device) -> Iterator[None]:
+    """Put the global random state back, after the block, to what it was before it.
+
+    A network that is evaluated within the block and once more after it so draws the same numbers both times, such as
+    one dropout mask for both.
+
+    Args:
+        device: where the network computes; its generator is put back beside that of the CPU.
+    """
+    # The state of the CPU moves too: compiled code draws the seeds of an accelerator from it.
+    modules = [torch] if device.type == "cpu" else [torch, torch.get_device_module(device)]
+    where: list[tuple[torch.device, ...]] = [(), (device,)]
+    states = [module.get_rng_state(*at) for module, at in zip(modules, where, strict=False)]
+    try:
+        yield
+    finally:
+        for module, state, at in zip(modules, states, where, strict=False):
+            module.set_rng_state(state, *at)

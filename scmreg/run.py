@@ -29,6 +29,7 @@ from scmreg.discovery import LOOSE
 from scmreg.errors import CheckpointError, CompositionError, OutputError, RecipeError, UnavailableError
 from scmreg.evaluate import Judge, Result
 from scmreg.law import ExactDenoiser
+from scmreg.log import need_tensorboard
 from scmreg.metric import Judged
 from scmreg.optimizer import make_optimizer
 from scmreg.pictures import comparison
@@ -41,7 +42,6 @@ from scmreg.train import (
     Interrupted,
     check_same_data,
     cpu_threads,
-    need_tensorboard,
     resolve_device,
     train,
 )
@@ -227,7 +227,7 @@ def _judge_all(
         return [], _diffusion(judge, model, recipe.sampler, "model"), floor
     few = [
         judge.judge(f"{steps} step{'s' * (steps > 1)}", model, recipe.sampler.with_steps(steps))
-        for steps in recipe.evaluation.steps
+        for steps in recipe.objective.judged_steps(recipe.evaluation.steps)
     ]
     if teacher is None:
         return few, None, floor
@@ -347,7 +347,7 @@ def _fitting_teacher(recipe: Recipe, path: Path, dataset: Dataset) -> Run:
             f"the teacher {path} was trained on other data, or another split of them: their scale or classes differ",
             f"give the run the teacher's data ({theirs.data}), or leave out --teacher",
         )
-    _check_sampler(run, recipe)
+    _check_teacher(run, recipe)
     _check_levels(run, recipe)
     if run.checkpoint.step < theirs.trainer.steps:
         raise CompositionError(
@@ -371,8 +371,10 @@ class TeacherModel:
     """Time of a step of its training."""
 
 
-def _check_sampler(teacher: Run, recipe: Recipe) -> None:
-    """Refuse to judge a teacher by a sampler that does not fit what it was trained for."""
+def _check_teacher(teacher: Run, recipe: Recipe) -> None:
+    """Refuse a teacher that the objective cannot learn from, or a sampler that does not fit what it was trained for."""
+    if reason := recipe.objective.taught_by(teacher.recipe.objective):
+        raise CompositionError(f"teacher {teacher.folder}: {reason}")
     sampler = recipe.evaluation.teacher_sampler
     if reason := sampler.fits(replace(teacher.recipe, sampler=sampler)):
         raise CompositionError(f"evaluation.teacher_sampler and teacher {teacher.folder}: {reason}")
@@ -392,7 +394,7 @@ def _check_levels(teacher: Run, recipe: Recipe) -> None:
 
 def _trained(teacher: Run, recipe: Recipe, folder: Path) -> TeacherModel:
     """Return the teacher that a run is."""
-    _check_sampler(teacher, recipe)
+    _check_teacher(teacher, recipe)
     return TeacherModel(
         str(teacher.folder),
         _identity(teacher, folder),

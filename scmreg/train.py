@@ -7,14 +7,13 @@ goes on exactly as the uninterrupted run would have.
 from __future__ import annotations
 
 import copy
-import json
 import math
 import signal
 import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,6 +24,8 @@ from torch import Tensor, nn
 from scmreg import __version__, checkpoint
 from scmreg.data import Dataset
 from scmreg.denoiser import Denoiser
+from scmreg.diagnostics import Bins, midpoints
+from scmreg.environment import environment
 from scmreg.errors import (
     CheckpointError,
     DivergenceError,
@@ -33,6 +34,7 @@ from scmreg.errors import (
     UnavailableError,
 )
 from scmreg.loader import loader
+from scmreg.log import Log, truncate
 from scmreg.objective import Loss, Phase, Setup
 from scmreg.optimizer import decay, load_state, make_optimizer, options_of_phase, state_tensors
 from scmreg.progress import Progress
@@ -98,7 +100,7 @@ def train(
     Args:
         recipe: what to train, composed and checked.
         dataset: loaded data.
-        folder: run directory; checkpoints and ``metrics.jsonl`` are put here.
+        folder: run directory; checkpoints and the log are put here.
         progress: told of every step.
         teacher: the diffusion model that the objective asks for.
         teacher_run: names the teacher in the checkpoint: its place (``run``) and the digest of its ``weights``.
@@ -196,7 +198,8 @@ class _Loop:
             teacher = teacher.to(self.device).eval().requires_grad_(False)
             if recipe.starts_from_teacher:
                 checkpoint.load_into(self.denoiser, teacher.state_dict(), "the teacher")
-        setup = Setup(self.denoiser, dataset.spec, teacher, self.trainer.tangent_pass, self.trainer.compile)
+        trainer = self.trainer
+        setup = Setup(self.denoiser, dataset.spec, teacher, trainer.tangent_pass, trainer.compile, steps=trainer.steps)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(*self.key, "objective"))
             self.objective = recipe.objective.build(setup).to(self.device)
@@ -211,6 +214,7 @@ class _Loop:
         self.optimizers = {phase.name: self._optimizer(phase) for phase in self.objective.phases}
         if self.trainer.compile:
             self.nets["model"] = torch.compile(self.denoiser)
+        self.bins = Bins(self.trainer.log_bins)
         self.step = 0
         self.seconds = 0.0
         self.step_seconds: list[float] = []
@@ -221,7 +225,8 @@ class _Loop:
         """Go on from the newest checkpoint, if there is one."""
         found = checkpoint.latest(self.checkpoints)
         if found is None:
-            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
+            truncate(self.folder, None)
+            self._forget_previews()
             return
         saved = checkpoint.load(found)
         before = (saved.meta.get("teacher") or {}).get("weights")
@@ -239,7 +244,9 @@ class _Loop:
             load_state(optimizer, saved.tensors(f"optimizer-{name}"), saved.meta["optimizers"][name])
         self.step, self.seconds = saved.step, float(saved.meta["seconds"])
         self.step_seconds = [float(saved.meta["step_seconds"])] if saved.meta["step_seconds"] else []
-        _truncate(self.folder / "metrics.jsonl", self.step)
+        self.bins.load(saved.meta.get("bins", {}))
+        truncate(self.folder, self.step)
+        self._forget_previews()
 
     def save(self) -> Path:
         """Write a checkpoint of everything that the run needs to go on."""
@@ -261,6 +268,8 @@ class _Loop:
             "optimizers": groups,
             "seconds": self.seconds,
             "step_seconds": statistics.median(self.step_seconds) if self.step_seconds else None,
+            "bins": self.bins.to_json(),
+            "environment": environment(self.device),
         }
         return checkpoint.save(self.checkpoints, self.step, parts, meta, self.trainer.keep)
 
@@ -273,20 +282,28 @@ class _Loop:
         if self.step >= total and found is not None:
             return found
         batches = iter(loader(self.dataset, self.trainer, derive(*self.key, "order"), self.step, self.device))
-        log = _Log(self.folder, self.trainer, self.step)
+        log = Log(self.folder, tensorboard=self.trainer.tensorboard, start=self.step)
         with progress.task(title, total, self.step) as task, _interruptible() as stop, log:
             while self.step < total:
                 start = time.perf_counter()
-                figures = self.take_step(next(batches))
+                batch = next(batches)
+                try:
+                    figures = self.take_step(batch)
+                except DivergenceError:
+                    log.write_bins(self.bins.lines(self.step + 1))
+                    raise
                 self.step += 1
                 elapsed = time.perf_counter() - start
                 self.seconds += elapsed
                 self.step_seconds.append(elapsed)
                 task.update(self.step, figures.get("loss"))
                 if self.step % self.trainer.log_every == 0 or self.step == total:
+                    self._diagnose(batch)
                     log.write({"step": self.step, "seconds": round(self.seconds, 3), **figures})
+                    log.write_bins(self.bins.lines(self.step))
                 if self.step % self.trainer.checkpoint_every == 0 or self.step == total or stop:
                     found = self.save()
+                    self._preview(progress)
                 if stop and self.step < total:
                     raise Interrupted(
                         f"stopped at step {self.step} of {total}, checkpoint written to {found}",
@@ -309,14 +326,16 @@ class _Loop:
                 group["lr"] = rate
             optimizer.zero_grad(set_to_none=True)
             loss = 0.0
+            prefix = "" if len(self.objective.phases) == 1 else f"{phase.name}_"
             for part in self._parts(batch):
                 with self._autocast():
                     result = self.objective.loss(phase.name, self.nets, part, self.step, rng)
+                self.bins.add(phase.name, result)
                 self._check(result, phase)
                 share = len(part.x0) / self.trainer.batch_size
                 (result.total * share).backward()
                 loss += float(result.total.detach()) * share
-                for name, value in result.by_name():
+                for name, value in result.by_name("" if result.parts else prefix):
                     shown = {**value.logs, "loss": value.per_sample} if result.parts else value.logs
                     for log, figure in shown.items():
                         figures[name + log] = figures.get(name + log, 0.0) + float(figure.mean()) * share
@@ -327,12 +346,39 @@ class _Loop:
                     self._advice(),
                 )
             optimizer.step()
-            prefix = "" if len(self.objective.phases) == 1 else f"{phase.name}_"
             figures |= {f"{prefix}loss": loss, f"{prefix}gradient_norm": norm, f"{prefix}learning_rate": rate}
         if (first := f"{self.objective.phases[0].name}_loss") in figures:
             figures["loss"] = figures[first]
         self._average()
         return figures
+
+    def _diagnose(self, batch: tuple[Tensor, Tensor]) -> None:
+        """Add what the objective has to tell of one sample in every bin of time. Every step draws its own random
+        numbers, so what is drawn here changes nothing.
+        """
+        torch.manual_seed(derive(*self.key, "diagnose", self.step))
+        rng = generator(*self.key, "diagnose", self.step)
+        part = next(self._parts(batch))
+        t_hat = midpoints(self.trainer.log_bins, self.device)
+        index = torch.arange(len(t_hat), device=self.device) % len(part.x0)
+        chosen = Batch(part.x0[index], part.cond.take(index))
+        for phase in self.objective.phases:
+            with torch.no_grad(), self._autocast():
+                told = self.objective.diagnose(phase.name, self.nets, chosen, t_hat, self.step, rng)
+            self.bins.add_figures(phase.name, t_hat, told)
+
+    def _preview(self, progress: Progress) -> None:
+        """Keep a picture of samples of the averaged model."""
+        from scmreg.preview import (
+            preview,
+        )  # imported late: it draws with what loads runs, which is built on this module
+
+        preview(self.recipe, self.average, self.dataset.spec, self.folder, self.step, progress)
+
+    def _forget_previews(self) -> None:
+        from scmreg.preview import forget_after
+
+        forget_after(self.folder, self.step)
 
     def _parts(self, batch: tuple[Tensor, Tensor]) -> Iterator[Batch]:
         """Scale a batch, vary it, move it to the device and cut it into the parts of the accumulation."""
@@ -413,60 +459,6 @@ class _Loop:
 
     def _optimizer(self, phase: Phase) -> torch.optim.Optimizer:
         return make_optimizer(options_of_phase(self.trainer, phase), self.parameters[phase.name])
-
-
-def need_tensorboard() -> Any:
-    """Return TensorBoard's writer class.
-
-    Raises:
-        UnavailableError: if the package is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UnavailableError(
-            "trainer.tensorboard needs the package tensorboard", 'install it with: pip install "scmreg[tensorboard]"'
-        ) from None
-    return SummaryWriter
-
-
-class _Log:
-    """Lines of ``metrics.jsonl``, and TensorBoard if asked."""
-
-    def __init__(self, folder: Path, trainer: Trainer, start: int) -> None:
-        self.path = folder / "metrics.jsonl"
-        self.board: Any = None
-        if trainer.tensorboard:
-            self.board = need_tensorboard()(str(folder / "tensorboard"), purge_step=start)
-
-    def __enter__(self) -> _Log:
-        self.file = self.path.open("a", encoding="utf-8")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-        if self.board is not None:
-            self.board.close()
-
-    def write(self, line: dict[str, Any]) -> None:
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
-        if self.board is not None:
-            for name, value in line.items():
-                if name != "step":
-                    self.board.add_scalar(name, value, line["step"])
-
-
-def _truncate(path: Path, step: int) -> None:
-    """Drop the lines of steps after ``step``, and a half-written last line: they are about to be written again."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with suppress(ValueError, KeyError, TypeError):
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-    checkpoint.write_text(path, "".join(f"{line}\n" for line in kept))
 
 
 class _Stop:

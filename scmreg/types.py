@@ -49,6 +49,10 @@ class Conditions:
         """Return the conditions of the samples ``start:stop``."""
         return replace(self, **{name: getattr(self, name)[start:stop] for name in self.given()})
 
+    def take(self, index: Tensor) -> Conditions:
+        """Return the conditions of the samples with the numbers ``index``, shape ``(N,)``, int64."""
+        return replace(self, **{name: getattr(self, name)[index] for name in self.given()})
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -283,6 +283,55 @@ def eval_(
     running.evaluate(run, settings or [], device=device, as_json=json)
 
 
+@app.command(
+    epilog="Examples:\n\nscm report runs/trigflow-scd-digits-s0\n\n"
+    "scm report runs/trigflow-scd-digits-s0 --output digits.html --json"
+)
+def report(
+    run: RunFolder,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="HTML file to write; RUN/report.html if not given.", metavar="FILE"),
+    ] = None,
+    json: Json = False,
+    plugin: Plugin = None,
+) -> None:
+    """Write one page that shows a run: results, samples, curves, maps over time, recipe, machine.
+
+    The page needs no network and no script. Runs that are not finished, and teachers, have one too.
+    """
+    from scmreg_cli import reporting
+
+    reporting.report(run, output=output, as_json=json)
+
+
+@app.command(
+    epilog="Examples:\n\nscm compare runs/trigflow-scd-digits-s0 runs/trigflow-scd-digits-s1\n\n"
+    "scm compare runs/trigflow-scd-digits-s0 runs/flow-diffusion-digits-s0 --png both.png --json"
+)
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Two run directories or more.",
+            metavar="RUN RUN...",
+            autocompletion=completion.runs,
+            show_default=False,
+        ),
+    ],
+    png: Annotated[
+        Path | None,
+        typer.Option(help="Also draw figures and samples of the runs into a new PNG file.", metavar="FILE"),
+    ] = None,
+    json: Json = False,
+    plugin: Plugin = None,
+) -> None:
+    """Put runs side by side: where their recipes differ, and their figures where those can be compared."""
+    from scmreg_cli import reporting
+
+    reporting.compare(runs, png=png, as_json=json)
+
+
 @app.command(epilog="Examples:\n\nscm verify\n\nscm verify --full --json\n\nscm verify round-trip heun-is-edms-sampler")
 def verify(
     names: Annotated[

@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 from rich.console import Console
 
-from scmreg import options, pictures, recipe
+from scmreg import options, pictures, recipe, record
 from scmreg import run as runs
 from scmreg.errors import CompositionError, OptionError, OutputError
 from scmreg.process import Process
@@ -92,15 +92,10 @@ def compose(source: str | None, chosen: Mapping[str, Any], settings: Sequence[st
 def report(summary: Mapping[str, Any], *, as_json: bool) -> None:
     """Print the summary of a run: a table, or one line of JSON with the table on stderr."""
     out = Console(stderr=as_json, width=None if (sys.stderr if as_json else sys.stdout).isatty() else 120)
-    rows: list[tuple[str, Mapping[str, Any]]] = []
-    if summary.get("floor"):
-        rows.append(("real data, two halves", summary["floor"]))
-    if summary.get("teacher"):
-        rows.append(("teacher" if summary["student"] else summary["objective"], summary["teacher"]))
-    rows += [(summary["objective"], entry) for entry in summary["student"]]
-    figures = list(dict.fromkeys(key for _, entry in rows for key in entry if key != "nfe"))
+    results = record.rows(summary)
+    figures = record.figures_of(results)
     made = table("model", "evaluations", *figures)
-    for title, entry in rows:
+    for title, entry in results:
         made.add_row(
             title,
             str(entry.get("nfe", "")),
@@ -268,7 +263,8 @@ def _sampler(
             raise OptionError([f"--times {times} makes {built.steps} steps, not {steps}: leave out --steps"])
     elif steps is not None:
         built = built.with_steps(steps)
-    if reason := built.fits(dataclasses.replace(opened.recipe, sampler=built)):
+    drawn = dataclasses.replace(opened.recipe, sampler=built)
+    if reason := built.fits(drawn) or drawn.objective.drawn_by(built, drawn.process):
         raise CompositionError(reason)
     return built
 

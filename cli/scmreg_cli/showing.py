@@ -311,9 +311,9 @@ def _attention() -> dict[str, str]:
         except WrongResultError as error:
             states[backend] = error.what
             continue
-        errors = examination(backend, component, device).errors
-        listed = ", ".join(f"{name} {error:.0e}" for name, error in errors.items())
-        states[backend] = f"tried on {device}, relative errors against math: {listed}"
+        found = examination(backend, component)
+        listed = ", ".join(f"{name} {error:.0e}" for name, error in found.errors.items())
+        states[backend] = f"tried on {found.device}, relative errors against math: {listed or 'it refused all'}"
     return states
 
 

@@ -8,7 +8,7 @@ from scmreg.attention import Attention, Operation
 from scmreg.component import Component
 from scmreg.composable import composable
 from scmreg.hookspecs import hookimpl
-from scmreg_attention import chunked, explicit, fused
+from scmreg_attention import chunked, explicit, fused, stock
 
 __all__ = ["Chunked", "Math", "Triton"]
 
@@ -27,7 +27,8 @@ class Math(Attention, name="math"):
 class Chunked(Attention, name="chunked"):
     """Make, use and forget the attention matrix in blocks of queries: memory linear in the length, on any device.
 
-    ``auto`` takes it wherever it does not take `triton`. The gradient makes the blocks once more.
+    ``auto`` takes it wherever it does not take `triton`. The gradient makes the blocks once more. A value without
+    tangent comes from torch's fused attention for CPUs where that is exact.
     """
 
     formula = "as math, for a block of rows of P at a time; tP = P∘(tS - rowsum(P∘tS)) is one fused step"
@@ -35,7 +36,7 @@ class Chunked(Attention, name="chunked"):
 
     def build(self) -> Operation:
         """Return what composes of :mod:`scmreg_attention.chunked`."""
-        return composable(chunked.KERNEL)
+        return _quicker(composable(chunked.KERNEL), stock.on_the_cpu)
 
 
 class Triton(Attention, name="triton"):
@@ -47,7 +48,7 @@ class Triton(Attention, name="triton"):
     environment variable ``TRITON_INTERPRET`` is 1.
 
     The first call for a class of work times several block sizes and keeps the quickest for the process
-    (:func:`scmreg_attention.tune.choices` says which). They differ in how results are rounded, so nothing is timed
+    (``scmreg_attention.tune.choices()`` says which). They differ in how results are rounded, so nothing is timed
     under ``torch.use_deterministic_algorithms``.
     """
 
@@ -64,8 +65,12 @@ class Triton(Attention, name="triton"):
 
     def build(self) -> Operation:
         """Return what composes of :mod:`scmreg_attention.fused`."""
-        operation = composable(fused.KERNEL, fused.refuses)
-        return operation._replace(forward=functools.partial(fused.forward, operation.forward))
+        return _quicker(composable(fused.KERNEL, fused.refuses), stock.on_the_gpu)
+
+
+def _quicker(operation: Operation, serves: stock.Serves) -> Operation:
+    """Return the operation with torch's own attention for values without tangent, where it serves."""
+    return operation._replace(forward=functools.partial(stock.forward, operation.forward, serves))
 
 
 @hookimpl

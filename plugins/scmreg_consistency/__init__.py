@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from scmreg.component import Component
+from scmreg.coordinates import process_time
+from scmreg.data import DataSpec
 from scmreg.denoiser import Denoiser
+from scmreg.errors import OptionError
+from scmreg.guidance import guided
 from scmreg.hookspecs import hookimpl
 from scmreg.objective import Loss, Nets, Objective, ObjectiveModule, Phase, Setup
+from scmreg.process import Process
 from scmreg.proposal import Proposal
-from scmreg.tangent import Normalization, consistency_tangent, evaluate_with_jvp, motion, normalize
-from scmreg.types import Batch, Conditions, NonNegative, NonNegativeInt
+from scmreg.registry import registry
+from scmreg.sampler import OdeSampler, Sampler
+from scmreg.tangent import (
+    Motion,
+    Normalization,
+    consistency_tangent,
+    evaluate_with_difference,
+    evaluate_with_jvp,
+    motion,
+    normalize,
+    segment_ends,
+    tangent_parts,
+)
+from scmreg.types import Batch, Conditions, Count, NonNegative, NonNegativeInt
 from scmreg.weighting import Weighting
 
 __all__ = ["SCD", "SCT"]
@@ -28,34 +48,62 @@ class ContinuousModule(ObjectiveModule):
     def __init__(self, objective: ContinuousConsistency, setup: Setup) -> None:
         super().__init__(setup)
         self.objective = objective
-        self.weighting = objective.weighting.build(setup.denoiser.process)
+        self.weighting = objective.weighting.build_in(setup.denoiser.process, objective.space)
 
     def loss(self, phase: str, nets: Nets, batch: Batch, step: int, rng: torch.Generator) -> Loss:
         """Return the consistency loss of one batch (Eq. 8)."""
         objective, setup, denoiser = self.objective, self.setup, self.setup.denoiser
         process, x0 = denoiser.process, batch.x0
         t = objective.proposal.sample(process, len(x0), rng, x0.dtype).to(x0.device)
-        noise = torch.randn(x0.shape, generator=rng, device=rng.device).to(x0)
-        x = process.perturb(x0, noise, t)
-
-        at = motion(denoiser, x, t, *objective.direction(setup.teacher, x, t, x0, noise, batch.cond))
-        value, jvp_hat = evaluate_with_jvp(
-            nets["model"], denoiser, at, batch.cond, setup.tangent_pass, compiled=setup.compiled
-        )
+        at, cond = self._motion(batch, t, rng)
+        net, part = nets["model"], objective.finite_difference
+        if part is None:
+            value, jvp_hat = evaluate_with_jvp(net, denoiser, at, cond, setup.tangent_pass, compiled=setup.compiled)
+        else:
+            value, jvp_hat = evaluate_with_difference(net, denoiser, at, cond, part)
         warmup = min(1.0, step / objective.warmup) if objective.warmup else 1.0
         raw = consistency_tangent(value.detach(), jvp_hat, at, process.sigma_data, warmup)
         g = normalize(raw, objective.normalization, objective.c)
 
         # F - sg(F) is zero in value and carries the gradient.
         per_sample = (value - value.detach() - g).square().flatten(1).mean(1)
-        total = self.weighting(per_sample, t).mean()
-        tangent_norm = torch.linalg.vector_norm(raw.flatten(1), dim=1)
-        return Loss(total, per_sample.detach(), at.t_hat, {"tangent_norm": tangent_norm})
+        weighted, weight = self.weighting.weigh(per_sample, t)
+        logs = {"weight": weight, "tangent_norm": norm(raw), "target_norm": norm(value.detach() + g)}
+        return Loss(weighted.mean(), per_sample.detach(), at.t_hat, logs)
+
+    def diagnose(
+        self, phase: str, nets: Nets, batch: Batch, t_hat: Tensor, step: int, rng: torch.Generator
+    ) -> Mapping[str, Tensor]:
+        """Return the norms of both parts of the tangent, before warm-up and normalization (Fig. 4); nothing of a
+        network that is trained by finite differences, as it may have no derivative.
+        """
+        if self.objective.finite_difference is not None:
+            return {}
+        process = self.setup.denoiser.process
+        at, cond = self._motion(batch, process_time(process, t_hat).clamp(max=process.t_max), rng)
+        in_space, in_time = tangent_parts(nets["model"], self.setup.denoiser, at, cond)
+        return {"tangent_space_norm": norm(in_space), "tangent_time_norm": norm(in_time)}
+
+    def _motion(self, batch: Batch, t: Tensor, rng: torch.Generator) -> tuple[Motion, Conditions]:
+        """Perturb a batch, say where its samples go, and what the network is told."""
+        denoiser, objective, x0 = self.setup.denoiser, self.objective, batch.x0
+        noise = torch.randn(x0.shape, generator=rng, device=rng.device).to(x0)
+        x = denoiser.process.perturb(x0, noise, t)
+        cond = objective.told(batch.cond, rng, len(x0))
+        pair = objective.direction(self.setup.teacher, x, t, x0, noise, cond)
+        return motion(denoiser, x, t, *pair, objective.segments), cond
+
+
+def norm(x: Tensor) -> Tensor:
+    """Return the norm of every sample, shape ``(B,)``."""
+    out: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return out
 
 
 class ContinuousConsistency(Objective):
     """What sCT and sCD share: everything but where ``dx/dt`` comes from."""
 
+    space = "unit"
     needs_boundary = True
     few_step = True
     sampler = "consistency"
@@ -78,6 +126,15 @@ class ContinuousConsistency(Objective):
     """Added to the norm of the tangent, so that small tangents stay small."""
     warmup: NonNegativeInt = 600
     """Steps over which the unstable part of the tangent grows to its full size. (sCM: 10000.)"""
+    finite_difference: Annotated[float, Interval(gt=0, lt=1)] | None = None
+    """Takes the tangent from two more evaluations, this share of the time before and after (0.01, say), in place of the
+    exact derivative; for networks without one. Not in half precision."""
+    segments: Count = 1
+    """Number of segments of time, each with a consistency function of its own that jumps to its beginning: a model of
+    several is sampled in as many steps, without new noise."""
+    guidance: tuple[NonNegative, NonNegative] | None = None
+    """Range of scales of classifier-free guidance to distil, such as [1, 2]: every sample of a batch is given one, the
+    teacher is guided by it and the network is told it. Of distillation alone."""
     start: Literal["auto", "teacher", "scratch"] = "auto"
     """Whether training starts from the averaged weights of a diffusion model (App. G) or from fresh ones; auto takes
     the teacher's where it has any, which an exact one has not."""
@@ -87,8 +144,84 @@ class ContinuousConsistency(Objective):
         """Whether training starts from the teacher's weights, if it has any."""
         return self.start != "scratch"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.guidance is not None and self.guidance[0] > self.guidance[1]:
+            low, high = self.guidance
+            raise OptionError([f"objective.guidance [{low:g}, {high:g}] is empty: write the smaller scale first"])
+
+    @property
+    def gives(self) -> frozenset[str]:
+        """The scale of guidance, if there is any."""
+        return frozenset() if self.guidance is None else frozenset({"guidance"})
+
+    def told(self, cond: Conditions, rng: torch.Generator, count: int) -> Conditions:
+        """Return the conditions of a batch with a scale of guidance for each sample, if there is any."""
+        if self.guidance is None:
+            return cond
+        low, high = self.guidance
+        scale = low + (high - low) * torch.rand(count, generator=rng, device=rng.device)
+        return replace(cond, guidance=scale if cond.label is None else scale.to(cond.label.device))
+
+    def accepts(self, spec: DataSpec) -> str | None:
+        """Refuse guidance where there are no classes."""
+        if self.guidance is None or spec.classes:
+            return None
+        return f"objective.guidance guides to a class, but data '{spec.name}' have none: leave it out"
+
+    def taught_by(self, objective: Objective) -> str | None:
+        """Refuse guidance by a teacher that never learned without labels."""
+        if self.guidance is None or getattr(objective, "label_dropout", 0.0) > 0:
+            return None
+        return (
+            f"objective.guidance needs a teacher that also learned without labels, which '{objective.name}' here does"
+            " not: set teacher.objective.label_dropout=0.1"
+        )
+
+    def suited_sampler(self, process: Process) -> Sampler:
+        """Return consistency sampling, or DDIM from the end of each segment to its beginning."""
+        if self.guidance is not None:
+            # 1 is the teacher itself, with which the student is compared.
+            scale = min(max(1.0, self.guidance[0]), self.guidance[1])
+            told: Sampler = registry("sampler").create("consistency", guidance=scale)
+            return told
+        if self.segments == 1:
+            return super().suited_sampler(process)
+        ends = segment_ends(process.sigma_data, self.segments)
+        made: Sampler = registry("sampler").create("ddim", steps=self.segments, times=ends)
+        return made
+
+    def drawn_by(self, sampler: Sampler, process: Process) -> str | None:
+        """Refuse anything but jumps from the ends of the segments, where there are several."""
+        scale: float | None = getattr(sampler, "guidance", None) if sampler.name == "consistency" else None
+        if self.guidance is None and scale is not None:
+            return "sampler.guidance is a scale that the model was never told: leave it out, or distil with guidance"
+        if self.guidance is not None and not (scale is not None and self.guidance[0] <= scale <= self.guidance[1]):
+            low, high = self.guidance
+            return (
+                f"the model is told a scale of guidance in [{low:g}, {high:g}]: set sampler.guidance of 'consistency'"
+            )
+        ends = segment_ends(process.sigma_data, self.segments)
+        if self.segments == 1 or (sampler.name == "ddim" and isinstance(sampler, OdeSampler) and sampler.times == ends):
+            return None
+        return (
+            f"a model of {self.segments} segments jumps from the end of each to its beginning, which sampler"
+            f" '{sampler.name}' with these options does not: leave the sampler out, or set objective.segments to 1"
+        )
+
+    def judged_steps(self, asked: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the number of segments, where there are several."""
+        return asked if self.segments == 1 else (self.segments,)
+
     def fits(self, recipe: Any) -> str | None:
-        """Refuse to start from the weights of a teacher that has none."""
+        """Refuse weights of a teacher that has none, guidance of several segments, a difference in half precision."""
+        if self.finite_difference is not None and recipe.trainer.precision != "float32":
+            return (
+                f"a finite difference is rounded away in {recipe.trainer.precision}: set trainer.precision=float32, or"
+                " leave out objective.finite_difference"
+            )
+        if self.guidance is not None and self.segments > 1:
+            return "guidance is distilled into models of one segment only: leave out objective.guidance, or segments"
         if self.start == "teacher" and recipe.teacher.source == "exact":
             return "objective.start is 'teacher', but an exact teacher has no weights: set it to scratch, or auto"
         return None
@@ -123,6 +256,24 @@ class SCT(ContinuousConsistency, name="sct"):
         """Return the data and noise that ``x`` was made of."""
         return x0, noise
 
+    @property
+    def gives(self) -> frozenset[str]:
+        """Nothing: it takes no guidance."""
+        return frozenset()
+
+    def taught_by(self, objective: Objective) -> str | None:
+        """Take any teacher."""
+        return None
+
+    def fits(self, recipe: Any) -> str | None:
+        """Refuse guidance."""
+        if self.guidance is not None:
+            return (
+                "consistency training cannot be guided: it follows the path of each sample, where no prediction without"
+                " class is there to move away from; distil a guided teacher, --objective scd"
+            )
+        return super().fits(recipe)
+
 
 class SCD(ContinuousConsistency, name="scd"):
     """Distil a diffusion model into a consistency model: the tangent follows the teacher's probability flow."""
@@ -140,6 +291,8 @@ class SCD(ContinuousConsistency, name="scd"):
     ) -> tuple[Tensor, Tensor]:
         """Return the data and noise that the teacher predicts at ``x``."""
         assert teacher is not None, "the composition was checked: scd has a teacher"
+        if cond.guidance is not None:
+            teacher, cond = guided(teacher, cond.guidance), replace(cond, guidance=None)
         with torch.no_grad():
             return teacher.predict(x, t, cond)
 

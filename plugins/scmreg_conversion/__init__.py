@@ -18,7 +18,7 @@ from scmreg.parameterization import Parameterization, Preconditioning
 from scmreg.process import Process
 from scmreg.proposal import Proposal
 from scmreg.types import expand
-from scmreg.weighting import Weighting, WeightingModule
+from scmreg.weighting import Space, Weighting, WeightingModule
 
 __all__ = ["ConvertedParameterization", "ConvertedProposal", "ConvertedWeighting"]
 
@@ -99,15 +99,19 @@ class ConvertedProposal(Proposal, name="converted"):
 class ConvertedWeight(WeightingModule):
     """The weight of another process's time."""
 
-    def __init__(self, weighting: ConvertedWeighting, process: Process) -> None:
+    def __init__(self, inner: WeightingModule, source: Process, process: Process, scale: float) -> None:
         super().__init__()
-        self.source, self.process = weighting.process, process
-        self.inner = weighting.of.build(weighting.process)
-        self.learned = self.inner.learned
+        self.inner, self.source, self.process, self.scale = inner, source, process, scale
+        self.learned, self.needs_pair = inner.learned, inner.needs_pair
 
     def log_weight(self, t: Tensor) -> Tensor:
         """Return the logarithm of the weight at the corresponding time of the other process."""
         return self.inner.log_weight(convert_time(t, self.process, self.source))
+
+    def log_weight_of_pair(self, t: Tensor, r: Tensor, delta: Tensor) -> Tensor:
+        """Return the logarithm of the weight at the corresponding times of the other process."""
+        there, before = (convert_time(time, self.process, self.source) for time in (t, r))
+        return self.inner.log_weight_of_pair(there, before, self.scale * delta)
 
 
 class ConvertedWeighting(Weighting, name="converted"):
@@ -121,9 +125,25 @@ class ConvertedWeighting(Weighting, name="converted"):
     process: Process = Process.default("edm")
     """The process whose times it weights."""
 
+    @property
+    def space(self) -> Space:
+        """The space of the original."""
+        return self.of.space
+
+    @property
+    def needs_pair(self) -> bool:
+        """Whether the original weights pairs of times."""
+        return self.of.needs_pair
+
     def build(self, process: Process) -> WeightingModule:
         """Return the original's module, asked at converted times."""
-        return ConvertedWeight(self, process)
+        return self.build_in(process, self.space)
+
+    def build_in(self, process: Process, space: Space) -> WeightingModule:
+        """Return the original's module for a loss in some space under its own process, asked at converted times."""
+        # An error of the data has the scale of the data, one of the unit velocity has none.
+        scale = self.process.sigma_data / process.sigma_data if space == "data" else 1.0
+        return ConvertedWeight(self.of.build_in(self.process, space), self.process, process, scale)
 
     def under(self, process: Process, to: Process) -> Weighting:
         """Return the conversion of the original: conversions do not pile up."""

@@ -26,7 +26,7 @@ class DiffusionModule(ObjectiveModule):
         super().__init__(setup)
         self.objective = objective
         self.classes = len(setup.spec.classes)
-        self.weighting = objective.weighting.build(setup.denoiser.process)
+        self.weighting = objective.weighting.build_in(setup.denoiser.process, objective.space)
 
     def loss(self, phase: str, nets: Nets, batch: Batch, step: int, rng: torch.Generator) -> Loss:
         """Return the denoising loss of one batch."""
@@ -41,8 +41,11 @@ class DiffusionModule(ObjectiveModule):
         cos, sin = expand(torch.cos(t_hat), x0), expand(torch.sin(t_hat), x0)
         error = cos * (eps - noise) - sin * (data - x0) / process.sigma_data
         per_sample = error.square().flatten(1).mean(1)
-        total = self.weighting(per_sample, t).mean()
-        return Loss(total, per_sample.detach(), t_hat)
+        # The earlier time of a pair is 0, where a consistency function returns the data.
+        weighted, weight = self.weighting.weigh(per_sample, t, r=torch.zeros_like(t), delta=error)
+        target = cos * noise - sin * x0 / process.sigma_data
+        logs = {"weight": weight, "target_norm": torch.linalg.vector_norm(target.flatten(1), dim=1)}
+        return Loss(weighted.mean(), per_sample.detach(), t_hat, logs)
 
     def _withhold(self, batch: Batch, rng: torch.Generator) -> Conditions:
         """Replace a share of the labels by "no label"."""
@@ -60,6 +63,8 @@ class Diffusion(Objective, name="diffusion"):
     ``||F̂ - v̂/sigma_data||²/D``, which has unit variance at every time and is EDM's loss with EDM's weighting.
     """
 
+    space = "unit"
+    pairs = True
     trainer = {
         "optimizer": "Adam",
         "optimizer_options": {"betas": [0.9, 0.99], "fused": True},

@@ -39,6 +39,13 @@ class MLP(Network, name="mlp"):
     """Scale of the random frequencies; sCM finds 16 unstable and 0.02 as good as positional."""
     dropout: Probability = 0.0
     """Share of hidden units that is dropped in training."""
+    guidance: bool = False
+    """Whether it can be told a scale of guidance, as a model must that is distilled with guidance."""
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """The label, and the scale of guidance if it has been asked for."""
+        return _taken(self.guidance)
 
     def fits(self, recipe: Any) -> str | None:
         """Refuse an odd width: the time embedding is half sines, half cosines."""
@@ -80,8 +87,15 @@ class DiT(Network, name="dit"):
     """Scale of the random frequencies; sCM finds 16 unstable and 0.02 as good as positional."""
     dropout: Probability = 0.0
     """Share of hidden units that is dropped in training."""
+    guidance: bool = False
+    """Whether it can be told a scale of guidance, as a model must that is distilled with guidance."""
     attention: str = "auto"
     """Attention backend by name; ``auto`` chooses by length and device."""
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """The label, and the scale of guidance if it has been asked for."""
+        return _taken(self.guidance)
 
     def fits(self, recipe: Any) -> str | None:
         """Refuse an attention backend that is not there, or cannot run here."""
@@ -108,6 +122,10 @@ class DiT(Network, name="dit"):
         from scmreg_networks.dit import DiTNetwork
 
         return DiTNetwork(self, shape, classes)
+
+
+def _taken(guidance: bool) -> frozenset[str]:
+    return frozenset({"label", "guidance"} if guidance else {"label"})
 
 
 class Exact(Network, name="exact"):

@@ -65,7 +65,9 @@ class DiTNetwork(nn.Module):
         self.patch, self.rows = network.patch, height // network.patch
         self.enter = PatchEmbed((height, width), network.patch, channels, network.width)
         self.position = nn.Parameter(torch.randn(1, self.enter.num_patches, network.width) * 0.02)
-        self.condition = ConditionEmbedding(network.width, classes, network.embedding, network.fourier_scale)
+        self.condition = ConditionEmbedding(
+            network.width, classes, network.embedding, network.fourier_scale, guidance=network.guidance
+        )
         self.blocks = nn.ModuleList(Block(network) for _ in range(network.depth))
         self.norm = AdaptiveDoubleNorm(network.width, network.width)
         self.leave = Linear(network.width, channels * network.patch**2)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad as fwad
 
 from scmreg.attention import is_dual
+from scmreg.errors import CompositionError
 from scmreg.types import Conditions
 
 __all__ = ["AdaptiveDoubleNorm", "ConditionEmbedding", "Linear", "TimeEmbedding", "pixel_norm", "with_own_derivative"]
@@ -85,18 +86,33 @@ class TimeEmbedding(nn.Module):
 
 
 class ConditionEmbedding(nn.Module):
-    """One vector for time and class, in float32 whatever the precision of the network.
+    """One vector for time, class and scale of guidance, in float32 whatever the precision of the network.
 
     A time in half precision would ruin the tangent: its derivative is a difference of neighbouring values.
     """
 
-    def __init__(self, width: int, classes: int, kind: Literal["positional", "fourier"], scale: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        classes: int,
+        kind: Literal["positional", "fourier"],
+        scale: float,
+        *,
+        guidance: bool = False,
+    ) -> None:
         super().__init__()
         self.classes = classes
         self.time = TimeEmbedding(width, kind, scale)
         self.first = Linear(width, width)
         self.second = Linear(width, width)
         self.label = nn.Embedding(classes + 1, width) if classes else None
+        self.guidance: nn.Sequential | None = None
+        if guidance:
+            told = Linear(width, width)
+            # To be told a scale changes nothing at first: the weights may be those of a model that was never told one.
+            nn.init.zeros_(told.weight)
+            nn.init.zeros_(told.bias)
+            self.guidance = nn.Sequential(TimeEmbedding(width, kind, scale), told)
 
     def forward(self, c_noise: Tensor, cond: Conditions) -> Tensor:
         """Return the embedding, shape ``(B, width)``."""
@@ -107,6 +123,10 @@ class ConditionEmbedding(nn.Module):
                 if label is None:
                     label = torch.full_like(c_noise, self.classes, dtype=torch.long)
                 hidden = hidden + self.label(label)
+            if cond.guidance is not None:
+                if self.guidance is None:
+                    raise CompositionError("this network takes no scale of guidance", "build it with guidance=True")
+                hidden = hidden + self.guidance(cond.guidance.to(c_noise.dtype))
             embedded: Tensor = F.silu(self.second(hidden))
             return embedded
 

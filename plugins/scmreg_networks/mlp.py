@@ -43,7 +43,9 @@ class MLPNetwork(nn.Module):
     def __init__(self, network: MLP, shape: tuple[int, ...], classes: int) -> None:
         super().__init__()
         size, condition = math.prod(shape), max(2, 2 * (network.width // 4))
-        self.condition = ConditionEmbedding(condition, classes, network.embedding, network.fourier_scale)
+        self.condition = ConditionEmbedding(
+            condition, classes, network.embedding, network.fourier_scale, guidance=network.guidance
+        )
         self.enter = Linear(size, network.width)
         self.blocks = nn.ModuleList(Block(network.width, condition, network.dropout) for _ in range(network.depth))
         self.leave = Linear(network.width, size)

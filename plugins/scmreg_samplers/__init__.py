@@ -18,7 +18,7 @@ from scmreg.errors import OptionError
 from scmreg.hookspecs import hookimpl
 from scmreg.process import Process
 from scmreg.sampler import Ask, Level, Noise, OdeSampler, Point, Sampler, check_falling, levels_of, past_the_end, vector
-from scmreg.types import Conditions, Count, Positive
+from scmreg.types import Conditions, Count, NonNegative, Positive
 
 __all__ = [
     "DDIM",
@@ -189,6 +189,8 @@ class Consistency(Sampler, name="consistency"):
     for two steps (as in sCM), and equally spaced from 1.4 down to 0.9 for more."""
     sigma_max: Positive = 80.0
     """Noise level sigma/alpha at which the first step starts."""
+    guidance: NonNegative | None = None
+    """Scale of guidance to tell a model that was distilled with guidance; it is asked once a step all the same."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -222,9 +224,9 @@ class Consistency(Sampler, name="consistency"):
         """Return the sampler with the given times of the steps after the first."""
         return replace(self, steps=len(times) + 1, times=tuple(times))
 
-    def truth(self, exact: Denoiser, noise: Noise, cond: Conditions) -> Tensor:
-        """Return the samples of the exact consistency function."""
-        return self.sample(exact, noise, cond)
+    def truth(self, exact: Denoiser, noise: Noise, cond: Conditions) -> Tensor | None:
+        """Return the samples of the exact consistency function; under guidance it is not known."""
+        return self.sample(exact, noise, cond) if self.guidance is None else None
 
     def intermediate(self) -> tuple[float, ...]:
         """Return the TrigFlow times of the steps after the first."""
@@ -240,6 +242,8 @@ class Consistency(Sampler, name="consistency"):
         if reason := past_the_end(self.intermediate(), process, denoiser.highest_level):
             raise OptionError([reason])
         first = noise.draw()
+        if self.guidance is not None:
+            cond = replace(cond, guidance=torch.full((len(first),), self.guidance, device=first.device))
         levels = [process.sigma_data * math.tan(angle) for angle in self.intermediate()]
         levels.insert(0, min(self.sigma_max, denoiser.highest_level))
         times = process.time_of(torch.tensor(levels, dtype=torch.float64)).clamp(max=process.t_max).tolist()

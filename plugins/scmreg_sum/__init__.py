@@ -8,12 +8,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from scmreg.component import Component
+from scmreg.data import DataSpec
 from scmreg.errors import CompositionError, OptionError
 from scmreg.hookspecs import hookimpl
 from scmreg.objective import Loss, Nets, Objective, ObjectiveModule, Phase, Setup
+from scmreg.process import Process
+from scmreg.sampler import Sampler
 from scmreg.types import Batch, NonNegative
 
 __all__ = ["Sum"]
@@ -78,9 +81,7 @@ class SumModule(ObjectiveModule):
         """
         if phase in self.further:
             index, name = self.further[phase]
-            part = self._loss(index, name, nets, batch, step, rng)
-            term = self.objective.terms[index].name
-            return replace(part, logs={f"{term}_{log}": value for log, value in part.logs.items()})
+            return self._loss(index, name, nets, batch, step, rng)
         parts = {
             term.name: self._loss(index, MAIN, nets, batch, step, rng)
             for index, term in enumerate(self.objective.terms)
@@ -94,11 +95,25 @@ class SumModule(ObjectiveModule):
             parts=parts,
         )
 
+    def diagnose(
+        self, phase: str, nets: Nets, batch: Batch, t_hat: Tensor, step: int, rng: torch.Generator
+    ) -> Mapping[str, Tensor]:
+        """Return what the terms have to tell of the phase, each under the name of the term."""
+        asked = [self.further[phase]] if phase in self.further else [(i, MAIN) for i in range(len(self.built))]
+        told: dict[str, Tensor] = {}
+        for index, name in asked:
+            found = self.built[index].diagnose(name, self._nets(index, nets), batch, t_hat, step, rng)
+            told |= {f"{self.objective.terms[index].name}_{figure}": value for figure, value in found.items()}
+        return told
+
     def _loss(self, index: int, phase: str, nets: Nets, batch: Batch, step: int, rng: torch.Generator) -> Loss:
-        """Return the loss of a term, which knows its networks by its own names."""
+        return self.built[index].loss(phase, self._nets(index, nets), batch, step, rng)
+
+    def _nets(self, index: int, nets: Nets) -> Nets:
+        """Return the networks by the names that a term knows them by."""
         prefix = f"terms.{index}."
         own = {name.removeprefix(prefix): net for name, net in nets.items() if name.startswith(prefix)}
-        return self.built[index].loss(phase, {"model": nets["model"], **own}, batch, step, rng)
+        return {"model": nets["model"], **own}
 
 
 def _moved(phase: Phase, index: int) -> Phase:
@@ -164,14 +179,37 @@ class Sum(Objective, name="sum"):
         return any(term.few_step for term in self.terms)
 
     @property
-    def gives(self) -> frozenset[str]:  # type: ignore[override]
+    def gives(self) -> frozenset[str]:
         """The conditions that any of the terms passes to the network."""
         return frozenset().union(*(term.gives for term in self.terms))
 
     @property
     def sampler(self) -> str:  # type: ignore[override]
         """That of the first term which is for few steps, else of the first."""
-        return next((term for term in self.terms if term.few_step), self.terms[0]).sampler
+        return self._sampled().sampler
+
+    def _sampled(self) -> Objective:
+        return next((term for term in self.terms if term.few_step), self.terms[0])
+
+    def suited_sampler(self, process: Process) -> Sampler:
+        """Return that of the first term which is for few steps, else of the first."""
+        return self._sampled().suited_sampler(process)
+
+    def drawn_by(self, sampler: Sampler, process: Process) -> str | None:
+        """Refuse what a term does."""
+        return next((reason for term in self.terms if (reason := term.drawn_by(sampler, process))), None)
+
+    def accepts(self, spec: DataSpec) -> str | None:
+        """Refuse what a term does."""
+        return next((reason for term in self.terms if (reason := term.accepts(spec))), None)
+
+    def taught_by(self, objective: Objective) -> str | None:
+        """Refuse what a term does."""
+        return next((reason for term in self.terms if (reason := term.taught_by(objective))), None)
+
+    def judged_steps(self, asked: tuple[int, ...]) -> tuple[int, ...]:
+        """Return those of the term that is sampled."""
+        return self._sampled().judged_steps(asked)
 
     @property
     def trainer(self) -> Mapping[str, Any]:  # type: ignore[override]

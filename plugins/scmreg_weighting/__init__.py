@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,22 @@ from scmreg.process import Process
 from scmreg.proposal import Proposal
 from scmreg.types import Count, Positive
 from scmreg.weighting import FixedWeighting, Weighting, WeightingModule
+from scmreg_weighting.pairs import ECT, InverseStep
 
-__all__ = ["SNR", "Adaptive", "LogNormal", "LogitNormal", "Uniform", "UniformTimes"]
+__all__ = [
+    "ECT",
+    "SNR",
+    "Adaptive",
+    "EDMWeighting",
+    "InverseStep",
+    "LogNormal",
+    "LogitNormal",
+    "Prior",
+    "SNRPlusOne",
+    "SoftMinSNR",
+    "Uniform",
+    "UniformTimes",
+]
 
 
 class Uniform(FixedWeighting, name="uniform"):
@@ -30,18 +45,95 @@ class Uniform(FixedWeighting, name="uniform"):
 
 
 class SNR(FixedWeighting, name="snr"):
-    """Weight the unit-variance loss so that it becomes the noise-prediction loss of DDPM.
+    """Weight the error of the noise, which is DDPM's loss: the SNR ``alpha²/sigma²`` on the error of the data.
 
-    The data loss times the SNR is the noise loss; relative to the unit-variance loss, whose data-space weight is
-    ``SNR + 1``, that is ``SNR / (SNR + 1) = cos²(t̂)``.
+    On the error of the unit velocity, for which it is stated, that is ``cos²(t̂)``.
     """
 
-    formula = "w(t) = SNR/(SNR + 1) = cos²(t̂)"
-    reference = "Salimans & Ho 2022, arXiv:2202.00512, Sec. 4; Lu & Song 2024 (sCM), Eq. 34"
+    formula = "w(t) = cos²(t̂) on the unit velocity = 1/(sigma_data tan t̂)² on the data"
+    reference = "Salimans & Ho 2022, arXiv:2202.00512, Sec. 4; Lu & Song 2024 (sCM), Eq. 34; ECT, Table 3: 1/t²"
+    space = "unit"
 
     def weight(self, process: Process, t: Tensor) -> Tensor:
-        """Return ``cos²(t̂)``; never an exact 0, so that its logarithm exists."""
-        return (torch.cos(trig_time(process, t)) ** 2).clamp_min(torch.finfo(t.dtype).tiny)
+        """Return ``cos²(t̂)``."""
+        return torch.cos(trig_time(process, t)) ** 2
+
+
+class DataWeighting(FixedWeighting):
+    """A weight that is stated for the error of the data, as a function of the noise level ``tau = sigma/alpha``."""
+
+    space = "data"
+
+    def weight(self, process: Process, t: Tensor) -> Tensor:
+        """Return the weight at times ``t``, shape ``(B,)``."""
+        at = process.coefficients(t)
+        # At pure noise alpha is 0, and 1/tau with it; tau itself is infinite.
+        return self.of_inverse(at.alpha / at.sigma, process.sigma_data)
+
+    @abstractmethod
+    def of_inverse(self, inverse: Tensor, sigma_data: float) -> Tensor:
+        """Return the weight as a function of ``1/tau``, which is ECT's ``1/t``."""
+
+
+class Prior(DataWeighting, name="prior"):
+    """Weight the data's error by one over the noise level: sCM's prior weight, ECT's ``1/t``.
+
+    It balances the times of a consistency function whose outputs are compared. The losses of sct and scd have it in
+    them already.
+    """
+
+    formula = "w(t) = 1/(sigma_data tan t̂) = alpha/sigma on the data"
+    reference = "Lu & Song 2024 (sCM), arXiv:2410.11081, Sec. 4.2 and App. D; Geng et al. 2024 (ECT), Table 3: 1/t"
+
+    def of_inverse(self, inverse: Tensor, sigma_data: float) -> Tensor:
+        """Return the inverse noise level."""
+        return inverse
+
+
+class SNRPlusOne(DataWeighting, name="snr+1"):
+    """Weight the data's error by the SNR plus one: of a variance-preserving process the loss of ``v``."""
+
+    formula = "w(t) = alpha²/sigma² + 1 on the data"
+    reference = "Salimans & Ho 2022, arXiv:2202.00512, Sec. 4; Geng et al. 2024 (ECT), Table 3: 1/t² + 1"
+
+    def of_inverse(self, inverse: Tensor, sigma_data: float) -> Tensor:
+        """Return the SNR plus one."""
+        return inverse**2 + 1
+
+
+class EDMWeighting(DataWeighting, name="edm"):
+    """Weight the data's error as EDM does: the error of the unit velocity, every time alike.
+
+    The loss of diffusion is that error, so that this changes nothing there.
+    """
+
+    formula = "w(t) = alpha²/sigma² + 1/sigma_data² = 1/(sigma_data sin t̂)² on the data"
+    reference = (
+        "Karras et al. 2022 (EDM), arXiv:2206.00364, Table 1; Geng et al. 2024 (ECT), Table 3: 1/t² + 1/sigma_data²"
+    )
+
+    def of_inverse(self, inverse: Tensor, sigma_data: float) -> Tensor:
+        """Return EDM's weight."""
+        return inverse**2 + 1 / sigma_data**2
+
+
+class SoftMinSNR(DataWeighting, name="soft-min-snr"):
+    """Weight the data's error by the SNR, smoothly bounded: the soft form of ``min(SNR, gamma)``."""
+
+    formula = "w(t) = 1/(1/SNR + 1/gamma) on the data,  SNR = alpha²/sigma²"
+    reference = (
+        "Crowson et al. 2024 (HDiT), arXiv:2401.11605, after Hang et al. 2023 (Min-SNR), arXiv:2303.09556; Geng et al."
+        " 2024 (ECT), Table 3: 1/(t² + sigma_data²)"
+    )
+
+    gamma: Positive | None = None
+    """What the weight is bounded by; 1/sigma_data² if not given, which is 4 for sigma_data 0.5."""
+
+    def of_inverse(self, inverse: Tensor, sigma_data: float) -> Tensor:
+        """Return the bounded SNR."""
+        bound = 1 / sigma_data**2 if self.gamma is None else self.gamma
+        snr = inverse**2
+        return snr / (1 + snr / bound)
 
 
 class AdaptiveWeight(WeightingModule):
@@ -153,4 +245,5 @@ def _normal(x: Tensor, mean: float, std: float) -> Tensor:
 @hookimpl
 def scmreg_components() -> list[type[Component]]:
     """Register what this package adds."""
-    return [Uniform, SNR, Adaptive, LogNormal, LogitNormal, UniformTimes]
+    weightings: list[type[Component]] = [Uniform, SNR, Prior, SNRPlusOne, EDMWeighting, SoftMinSNR, Adaptive]
+    return [*weightings, InverseStep, ECT, LogNormal, LogitNormal, UniformTimes]

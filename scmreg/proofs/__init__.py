@@ -6,7 +6,7 @@ what a plugin registers is part of what is claimed.
 
 from __future__ import annotations
 
-from scmreg.proofs import coordinates, others, predictions, sampling, training
+from scmreg.proofs import coordinates, discrete, others, predictions, sampling, training
 from scmreg.proofs.case import PROOFS, Case, Proof, Smooth, difference, proof
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Smooth",
     "coordinates",
     "difference",
+    "discrete",
     "others",
     "predictions",
     "proof",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from scmreg.denoiser import Denoiser, convert
 from scmreg.objective import Setup
 from scmreg.proofs.case import Case, difference, proof
 from scmreg.registry import registry
-from scmreg.tangent import consistency_tangent, evaluate_with_jvp, jvp, motion
+from scmreg.tangent import consistency_tangent, evaluate_with_jvp, jvp, motion, segment_begin
 from scmreg.types import Batch, Conditions, expand
 
 
@@ -106,8 +107,10 @@ def published_losses(case: Case) -> float:
     return worst
 
 
-def _tangent(model: Denoiser, x: Tensor, t: Tensor, data: Tensor, noise: Tensor, warmup: float = 1.0) -> Tensor:
-    at = motion(model, x, t, data, noise)
+def _tangent(
+    model: Denoiser, x: Tensor, t: Tensor, data: Tensor, noise: Tensor, warmup: float = 1.0, segments: int = 1
+) -> Tensor:
+    at = motion(model, x, t, data, noise, segments)
     value, jvp_hat = evaluate_with_jvp(model, model, at, Conditions(), "joint")
     return consistency_tangent(value.detach(), jvp_hat, at, model.process.sigma_data, warmup)
 
@@ -128,6 +131,31 @@ def tangent_is_the_derivative(case: Case) -> float:
     slope = (f(t + step) - f(t - step)) / expand(2e-5 * torch.ones_like(t), x0)  # df/d log(sigma/alpha)
     tangent = _tangent(model, process.perturb(x0, noise, t), t, x0, noise)
     return difference(tangent * expand(torch.sin(trig_time(process, t)), x0), slope)
+
+
+@proof("sCM Eqs. 6, 26, Table 5", 1e-6)
+def tangent_of_a_segment(case: Case) -> float:
+    """With several segments it is cos(t - s) df^{t→s}/dt, where s is the beginning of the segment that t is in."""
+    process, trig = case.process(), registry("process").create("trigflow")
+    trig = replace(trig, sigma_data=process.sigma_data)
+    model = case.denoiser(process, case.parameterization(("identity", "log-sigma", "edm")))
+    segments = case.choose("segments", (2, 3, 5))
+    x0, noise = case.pair(process)
+    t_hat = case.angles(case.batch, 0.2, 1.3)
+    t = case.times(process, t_hat)
+    s_hat = segment_begin(trig_time(process, t), process.sigma_data, segments)
+    s = convert_time(s_hat, trig, process)
+    step = 1e-5 * log_ratio_rate(process, t)
+
+    def f(t: Tensor) -> Tensor:
+        jumped = model.consistency(process.perturb(x0, noise, t), t, s)
+        return convert_point(jumped, s, process, trig)[0]
+
+    slope = (f(t + step) - f(t - step)) / 2e-5  # df/d log(sigma/alpha) = cos t̂ sin t̂ df/dt̂
+    span = trig_time(process, t) - s_hat
+    tangent = _tangent(model, process.perturb(x0, noise, t), t, x0, noise, 1.0, segments)
+    cosine_sine = torch.sin(2 * trig_time(process, t)) / 2
+    return difference(tangent * expand(cosine_sine, x0), expand(torch.cos(span), x0) * slope)
 
 
 @proof("sCM Eq. 6, App. B", 1e-9)

@@ -209,6 +209,49 @@ def test_a_teacher_of_other_samples(refused, trained, trained_points, objective)
     refused("--objective", objective, *student, *small, quick=False, words=["a teacher must be a diffusion model"])
 
 
+@pytest.mark.parametrize(
+    ("objective", "setting", "words"),
+    [
+        ("ect", "objective.schedule.q=1", ["schedule(ect).q", "greater than 1"]),
+        ("ect", "objective.schedule.d=0", ["schedule(ect).d", "greater than 0"]),
+        ("dscd", "objective.schedule.steps=1", ["schedule(edm-grid).steps", "greater than or equal to 2"]),
+        ("dscd", "objective.schedule.sigma_min=80", ["sigma_min 80 must be below sigma_max 80"]),
+        ("ict", "objective.schedule.s1=4", ["schedule 'ict': s1 4 must not be below s0 10"]),
+        ("cd", "objective.target_ema=1", ["target_ema", "less than 1"]),
+        ("cd", "objective.solver=rk4", ["solver", "'heun' or 'euler'"]),
+        ("cd", "objective.distance=l3", ["no distance called 'l3'"]),
+        ("cd", "objective.distance=lpips", ["distance 'lpips' cannot run here", 'pip install "scmreg[lpips]"']),
+        ("ct", "objective.schedule=cosine", ["no schedule called 'cosine'", "available: ect, edm-grid, ict"]),
+        ("ect", "objective.proposal={name: karras, sigma_min: 100}", ["sigma_min 100 must be below sigma_max 80"]),
+        ("ect", "objective.weighting.w_bar=1/t^3", ["w_bar", "'1/(t-r)'"]),
+        ("ect", "objective.warmup=3", ["objective has no option 'warmup'"]),
+    ],
+)
+def test_options_of_discrete_time(refused, objective, setting, words):
+    refused("--objective", objective, "--set", setting, quick=False, words=words)
+
+
+@pytest.mark.parametrize("objective", ["cd", "dscd"])
+def test_distillation_needs_its_teacher(refused, objective):
+    arguments = ["--objective", objective]
+    refused(*arguments, "--teacher", "exact", quick=False, words=["unlike 'digits'"])
+    refused(*arguments, "--teacher", "nowhere", quick=False, words=["nowhere"])
+    start = ["--data", "mixture", "--teacher", "exact", "--set", "objective.start=teacher"]
+    refused(*arguments, *start, quick=False, words=["objective.start is 'teacher'", "has no weights"])
+
+
+@pytest.mark.parametrize("weighting", ["ect", "inverse-step", "{name: converted, of: ect}"])
+def test_a_weighting_of_pairs_needs_pairs(refused, weighting):
+    words = ["weights pairs of times", "objective 'scd' has none of"]
+    refused("--objective", "scd", "--set", f"objective.weighting={weighting}", quick=False, words=words)
+
+
+@pytest.mark.parametrize("objective", ["ct", "ict"])
+def test_training_from_scratch_needs_no_teacher(refused, objective):
+    words = [f"--teacher is of no use: objective '{objective}' needs no teacher"]
+    refused("--objective", objective, "--teacher", "runs/nowhere", quick=False, words=words)
+
+
 @pytest.mark.parametrize("arguments", [[], ["--teacher", "exact"]])
 def test_diffusion_needs_no_teacher(refused, arguments):
     """Neither a run nor the solution: an option that would do nothing is refused."""

@@ -73,7 +73,7 @@ def test_the_table_goes_to_stdout_without_json(scm, trained, tmp_path):
 def test_what_a_run_directory_holds(trained):
     folder, _ = trained
     assert {path.name for path in folder.iterdir()} == {
-        "recipe.yaml", "metrics.jsonl", "summary.json", "checkpoints", "samples",
+        "recipe.yaml", "metrics.jsonl", "bins.jsonl", "summary.json", "checkpoints", "samples",
     }  # fmt: skip
     (last,) = (folder / "checkpoints").iterdir()
     assert last.name == "00000003"
@@ -83,6 +83,8 @@ def test_what_a_run_directory_holds(trained):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [3]
     assert {"loss", "gradient_norm", "learning_rate", "tangent_norm", "seconds"} <= set(lines[0])
+    (bins,) = [json.loads(line) for line in (folder / "bins.jsonl").read_text().splitlines()]
+    assert (bins["step"], bins["phase"], sum(bins["count"]), len(bins["count"])) == (3, "main", 3 * 16, 32)
     assert finite(lines)
 
 
@@ -118,7 +120,7 @@ def test_nothing_is_pickled(trained):
 
 
 def test_the_pictures_are_pictures(trained):
-    found = {path.name: path for path in (trained[0] / "samples").iterdir()}
+    found = {path.name: path for path in (trained[0] / "samples").glob("*.png")}
     assert set(found) == {"comparison.png", "1-step.png", "2-steps.png", "4-steps.png", "teacher.png"}
     for path in found.values():
         with Image.open(path) as image:
@@ -126,6 +128,9 @@ def test_the_pictures_are_pictures(trained):
             assert image.format == "PNG"
             assert min(image.size) > 32
             assert len(image.convert("L").getcolors() or range(300)) > 2, "it shows nothing"
+    assert [path.name for path in (trained[0] / "samples" / "training").iterdir()] == ["00000003.png"]
+    with Image.open(trained[0] / "samples" / "training" / "00000003.png") as image:
+        assert image.size == (10 * 34 + 2, 2 * 34 + 2), "twenty digits, one column per class"
     with Image.open(found["comparison.png"]) as wide, Image.open(found["1-step.png"]) as narrow:
         assert wide.width > 3 * narrow.width
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
 from annotated_types import Ge
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import scmreg
@@ -24,10 +24,10 @@ from scmreg.weighting import Weighting, WeightingModule
 
 EVERY = [cls for kind in KINDS for cls in registry(kind).values()]
 REQUIRED = {"path": "somewhere"}
-KNOWN = ("process", "parameterization", "weighting", "proposal", "metric", "network")
+KNOWN = ("process", "parameterization", "weighting", "proposal", "schedule", "distance", "metric", "network")
 """Kinds whose options are drawn at random."""
-ORDERED = {"vp": ("beta_min", "beta_max")}
-"""Options of a component of which the second must not be below the first."""
+ORDERED = (("beta_min", "beta_max"), ("sigma_min", "sigma_max"), ("s0", "s1"))
+"""Options of which the second must be above the first, where a component has both."""
 
 
 class Example(Weighting, name="example"):
@@ -94,8 +94,10 @@ def test_valid_options_are_kept_and_round_trip(data: st.DataObject) -> None:
     """Draw options of any component within their declared types and bounds."""
     cls = data.draw(st.sampled_from([cls for cls in EVERY if cls.kind in KNOWN]))
     values = {o.name: data.draw(_values(o)) for o in options.options_of(cls)}
-    if pair := ORDERED.get(cls.name):
-        values |= dict(zip(pair, sorted(values[name] for name in pair), strict=True))
+    for pair in ORDERED:
+        if set(pair) <= set(values):
+            assume(values[pair[0]] != values[pair[1]])
+            values |= dict(zip(pair, sorted(values[name] for name in pair), strict=True))
     component = options.build(cls, values)
     assert {name: getattr(component, name) for name in values} == values
     tree = options.to_tree(component)

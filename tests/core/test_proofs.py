@@ -11,11 +11,12 @@ import pytest
 import torch
 
 import scmreg
-from scmreg import coordinates, law, sampler, tangent
+from scmreg import coordinates, law, sampler, tangent, weighting
 from scmreg.denoiser import Denoiser
 from scmreg.parameterization import Parameterization
 from scmreg.process import Coefficients, Process
 from scmreg.proofs import PROOFS, Case, Proof
+from scmreg.proofs import discrete as discrete_proofs
 from scmreg.proofs import training as training_proofs
 from scmreg.sampler import OdeSampler
 from scmreg.verify import prove
@@ -125,6 +126,19 @@ def wrong_in_edm(log_ratio_rate: Any) -> Any:
     return lambda process, t: log_ratio_rate(process, t) * (1.001 if process.name == "edm" else 1.0)
 
 
+def swapped(pair: Any) -> Any:
+    return lambda *arguments: pair(*arguments)[::-1]
+
+
+def warmed_up(discrete_tangent: Any) -> Any:
+    """Scale the unstable part as if the warm-up were not over."""
+
+    def defective(*arguments: Any) -> Any:
+        return discrete_tangent(*arguments[:-1], 0.99)
+
+    return defective
+
+
 def float32_times(vector: Any) -> Any:
     return lambda t, x: vector(t, x).float().double()
 
@@ -160,8 +174,15 @@ DEFECTS: list[tuple[str, Patch]] = [
     ("densities-of-proposals", on(scmreg.proposals["logit-normal"], "transform", scaled(1 + 1e-6))),
     ("converted-proposals", on(scmreg.proposals["converted"], "log_density", scaled(1 + 1e-6))),
     ("tangent-is-the-derivative", on(training_proofs, "consistency_tangent", printed_tangent)),
+    ("tangent-of-a-segment", on(training_proofs, "consistency_tangent", printed_tangent)),
     ("tangent-under-any-process", on(tangent, "log_ratio_rate", wrong_in_edm)),
     ("tangent-at-the-solution", on(training_proofs, "consistency_tangent", printed_tangent)),
+    ("pairs-of-noise-levels", on(scmreg.schedules["edm-grid"], "grid", scaled(1 + 1e-6))),
+    ("pairs-of-noise-levels", on(scmreg.schedules["ect"], "pair", swapped)),
+    ("difference-quotient", on(discrete_proofs, "discrete_tangent", warmed_up)),
+    ("difference-quotient-of-short-steps", on(discrete_proofs, "discrete_tangent", warmed_up)),
+    ("tuning-begins-as-diffusion", on(weighting.InSpace, "scale", scaled(1.01))),
+    ("weights-of-the-data", on(scmreg.weightings["edm"], "of_inverse", scaled(1 + 1e-6))),
     ("expected-gradient-at-the-solution", on(training_proofs, "consistency_tangent", printed_tangent)),
 ]
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -93,10 +97,10 @@ def test_auto_warns_and_takes_another(monkeypatch: pytest.MonkeyPatch) -> None:
         is_cuda, dtype, shape, device = True, torch.float32, (1, 1, 600, 16), torch.device("cuda")
 
     x: Any = OnGpu()
-    with pytest.warns(RuntimeWarning, match="attention 'triton' is wrong on cpu.*\n.*\n.*takes another"):
+    with pytest.warns(RuntimeWarning, match="attention 'triton' fails its trial.*\n.*\n.*takes another"):
         name, reason = attention.choose(x, x, x)
     assert name == "chunked"
-    assert "'triton' is wrong" in reason
+    assert "'triton' fails its trial" in reason
 
 
 def test_it_is_tried_once_in_an_environment(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,12 +125,55 @@ def test_it_is_tried_once_in_an_environment(fresh: Path, monkeypatch: pytest.Mon
 
 def test_a_changed_source_is_another_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "mine.py"
-    monkeypatch.setattr("inspect.getfile", lambda x: str(path) if x is Attention else chunked.__file__)
+    monkeypatch.setitem(sys.modules, "mine", SimpleNamespace(__file__=str(path)))
+    monkeypatch.setattr(Attention, "__module__", "mine")
     path.write_text("one")
-    first = selftest._environment("mine", Attention, CPU)
-    assert selftest._environment("mine", Attention, CPU) == first
+    first = selftest._environment("mine", Attention)
+    assert selftest._environment("mine", Attention) == first
     path.write_text("two")
-    assert selftest._environment("mine", Attention, CPU) != first
+    assert selftest._environment("mine", Attention) != first
+
+
+def test_what_was_written_at_a_prompt_can_be_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mine", SimpleNamespace())
+    monkeypatch.setattr(Attention, "__module__", "mine")
+    assert selftest._environment("mine", Attention)
+
+
+def test_a_failure_is_not_kept(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        give(RIGHT._replace(forward_jvp=raises), patch)
+        with pytest.raises(WrongResultError, match="no kernel image"):
+            attention.operation_of("chunked")
+    assert not fresh.exists()
+    attention.operation_of("chunked")
+
+
+def test_what_fails_to_say_what_it_refuses_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    give(RIGHT._replace(refuses=raises), monkeypatch)
+    with pytest.raises(WrongResultError, match="no kernel image"):
+        attention.operation_of("chunked")
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_coarse_products_that_the_user_allows_are_not_wrong(precision: str) -> None:
+    torch.set_float32_matmul_precision(precision)
+    try:
+        attention.operation_of("chunked")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_the_backend_of_the_documentation_is_right() -> None:
+    """The kernel of the page, from its text: what is registered under its name is tried like any other."""
+    page = (Path(__file__).parents[2] / "docs/how-to/attention.md").read_text()
+    (text,) = re.findall(r'^```python title="stock.py"\n(.*?)^```$', page, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {"__name__": "stock"}
+    exec(text, names)
+    attention._operations["stock"] = names["Stock"]().build()
+    found = selftest._examine("stock", CPU, True)
+    assert found.failure is None
+    assert {"float64", "float32", "compiled"} <= set(found.errors)
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,10 +204,26 @@ def under_vmap() -> Any:
 def test_modes_of_the_caller_do_not_matter(mode: Any) -> None:
     with mode():
         attention.operation_of("chunked")
-    found = selftest.examination("chunked", scmreg.attentions["chunked"], CPU)
+    found = selftest.examination("chunked", scmreg.attentions["chunked"])
     assert found.failure is None
     assert set(found.errors) == {"float64", "float32", "float16", "bfloat16", "compiled"}
     assert found.errors["float32"] < 1e-6
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "torch.func.vmap(torch.func.grad(lambda x: scmreg.attend(x, x, x).sum()))(x)",
+        "torch.func.vmap(lambda x: scmreg.attend(x, x, x))(x[:0])",
+        "torch.inference_mode()(scmreg.attend)(x[0], x[0], x[0])",
+        "torch.device('meta').__enter__(); scmreg.attend(x[0], x[0], x[0])",
+    ],
+)
+def test_the_first_call_of_a_process_may_be_in_any_mode(call: str) -> None:
+    """A process of its own: its modules are imported in that mode too."""
+    code = f"import torch, scmreg; x = torch.randn(3, 1, 2, 4, 8); {call}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_it_begins_inside_a_jvp() -> None:
@@ -175,7 +238,7 @@ def test_where_nothing_compiles_the_rest_is_tried(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(torch, "compile", refuse)
     attention.operation_of("chunked")
-    found = selftest.examination("chunked", scmreg.attentions["chunked"], CPU)
+    found = selftest.examination("chunked", scmreg.attentions["chunked"])
     assert found.failure is None
     assert set(found.errors) == {"float64", "float32", "float16", "bfloat16"}
 

@@ -35,6 +35,7 @@ OF_RUNS = {"--resume", "--teacher"}
 """Options whose value is a run directory, which the pages only speak of."""
 RUNS: dict[str, dict[str, Any]] = {
     "trigflow-scd-digits-s0": {},
+    "trigflow-scd-digits-s1": {"seed": 1},
     "trigflow-scd-mixture-s0": {"data": {"name": "mixture"}, "teacher": {"source": "exact"}},
     "flow-diffusion-digits-s0": {"process": "flow", "objective": "diffusion"},
     "guided": {"objective": {"name": "diffusion", "label_dropout": 0.1}},
@@ -170,8 +171,8 @@ def check_command(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 def of_trained(arguments: list[str]) -> bool:
-    """Whether a command asks for samples or figures of a run that is here."""
-    return arguments[0] in ("sample", "eval") and Path(arguments[1]).is_dir()
+    """Whether a command asks for samples, figures or a page of a run that is here."""
+    return arguments[0] in ("sample", "eval", "report", "compare") and Path(arguments[1]).is_dir()
 
 
 def check_run(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

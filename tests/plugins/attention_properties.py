@@ -280,6 +280,30 @@ def check_key_lengths_that_are_not_whole_are_refused(backend: str) -> None:
     refused(backend, "key_lengths.*bool", unchanged, key_lengths=torch.tensor([True, False]))
 
 
+def check_what_are_no_numbers_are_refused(backend: str) -> None:
+    for dtype in (torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn):
+        refused(backend, "floating-point numbers", lambda *p, dtype=dtype: tuple(x.to(dtype) for x in p))
+
+
+def check_no_heads_and_no_dimension_are_refused(backend: str) -> None:
+    refused(backend, "heads, and a dimension", lambda q, k, v: (q[:, :0], k, v))
+    refused(backend, "heads, and a dimension", lambda *p: tuple(x[..., :0] for x in p))
+
+
+def check_key_lengths_of_any_whole_type(backend: str) -> None:
+    p, t = drawn(backend, s=300)
+    want = attend_jvp(*p, *t, key_lengths=torch.tensor([200, 7]), backend=backend)
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        got = attend_jvp(*p, *t, key_lengths=torch.tensor([200, 7], dtype=dtype), backend=backend)
+        assert all(torch.equal(x, y) for x, y in zip(got, want, strict=True))
+
+
+def check_key_lengths_that_are_no_tensor_are_refused(backend: str) -> None:
+    p, _ = drawn(backend)
+    with pytest.raises(TypeError, match="give a tensor of shape"):
+        attend(*p, key_lengths=[3, 4], backend=backend)  # type: ignore[arg-type]
+
+
 def check_a_scale_that_is_not_finite_is_refused(backend: str) -> None:
     for scale in (math.nan, math.inf):
         refused(backend, f"scale.*{scale}", unchanged, scale=scale)

@@ -194,14 +194,16 @@ def test_withheld_labels() -> None:
 @pytest.mark.parametrize("name", sorted(scmreg.weightings))
 def test_weightings_are_positive_and_leave_the_network_alone(name: str) -> None:
     process = scmreg.processes.create("trigflow")
-    module = scmreg.weightings.create(name).build(process)
-    t = torch.linspace(0.01, 1.56, 30)
-    assert bool(torch.isfinite(module.log_weight(t)).all())
-    loss = torch.rand(30, requires_grad=True)
-    weighted = module(loss, t)
-    assert weighted.shape == (30,)
-    (gradient,) = torch.autograd.grad(weighted.sum(), loss)
-    torch.testing.assert_close(gradient, module.log_weight(t).exp().detach())
+    t, delta = torch.linspace(0.01, 1.56, 30), torch.randn(30, 3)
+    for space in ("unit", "data"):
+        module = scmreg.weightings.create(name).build_in(process, space)
+        log_weight = module.log_weight_of_pair(t, t / 2, delta) if module.needs_pair else module.log_weight(t)
+        assert bool(torch.isfinite(log_weight).all())
+        loss = torch.rand(30, requires_grad=True)
+        counted = module(loss, t, r=t / 2, delta=delta)
+        assert counted.shape == (30,)
+        (gradient,) = torch.autograd.grad(counted.sum(), loss)
+        torch.testing.assert_close(gradient, log_weight.exp().detach())
 
 
 def test_snr_weighting_gives_the_noise_prediction_loss() -> None:

@@ -25,7 +25,7 @@ import scmreg_attention
 from scmreg.attention import AttentionOptions, attend, choose
 from scmreg.composable import composable
 from scmreg.errors import UnavailableError
-from scmreg_attention import fused, launch, tune
+from scmreg_attention import fused, launch, stock, tune
 from scmreg_attention.tune import Blocks
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
@@ -327,22 +327,21 @@ def test_auto_takes_it_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def pretended() -> Iterator[dict[str, Any]]:
+def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """Yield ``q``, ``k`` and ``v`` of which there are types and shapes alone."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    monkeypatch.setattr(stock, "even", lambda x: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
     with FakeTensorMode():
         q = torch.empty(2, 33, 4, 64, device="cuda", dtype=torch.bfloat16).transpose(1, 2)
         k = torch.empty(2, 2, 50, 64, device="cuda", dtype=torch.bfloat16)
         yield {"q": q, "k": k, "v": k}
 
 
-def test_torch_backward_takes_our_arguments_on_a_gpu(
-    pretended: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fused, "_even", lambda x: True)
+def test_torch_backward_takes_our_arguments_on_a_gpu(pretended: dict[str, Any]) -> None:
     q, k, v = pretended.values()
-    assert fused._torch_serves(q, k, AttentionOptions(0.1))
+    assert stock.on_the_gpu(q, k, AttentionOptions(0.1))
     dq, dk, dv = fused.gradients(q, q, k, v, q, torch.empty(2, 4, 33, device="cuda"), AttentionOptions(0.1))
     assert dq.shape == q.shape
     assert dk.shape == dv.shape == k.shape
@@ -357,6 +356,8 @@ def test_torch_backward_takes_our_arguments_on_a_gpu(
         {"scale": 0.0},
         {"dtype": torch.float32},
         {"dim": 60},
+        {"dim": 256},
+        {"batch": 2**16},
         {"keys": 0},
         {"hip": "7.0"},
     ],
@@ -368,10 +369,11 @@ def test_torch_is_not_asked_for_what_it_cannot_do_exactly(
     def asked(change: dict[str, Any]) -> bool:
         dim, dtype, keys = change.get("dim", 64), change.get("dtype", torch.bfloat16), change.get("keys", 50)
         monkeypatch.setattr(torch.version, "hip", change.get("hip"))
-        q = torch.empty((2, 4, 33, dim), dtype=dtype, device="cuda")
-        k = torch.empty((2, 2, keys, dim), dtype=dtype, device="cuda")
+        batch = change.get("batch", 2)
+        q = torch.empty((batch, 4, 33, dim), dtype=dtype, device="cuda")
+        k = torch.empty((batch, 2, keys, dim), dtype=dtype, device="cuda")
         rest = {"scale": 0.1} | {name: x for name, x in change.items() if name in ("key_lengths", "causal", "scale")}
-        return fused.forward(lambda *_: "ours", q, k, k, AttentionOptions(**rest)) != "ours"
+        return stock.forward(lambda *_: "ours", stock.on_the_gpu, q, k, k, AttentionOptions(**rest)) != "ours"
 
     assert asked({})
     assert not asked(change)
@@ -379,18 +381,18 @@ def test_torch_is_not_asked_for_what_it_cannot_do_exactly(
 
 def test_torch_serves_causal_attention_of_equal_lengths(pretended: dict[str, Any]) -> None:
     q, options = pretended["q"], AttentionOptions(0.1, causal=True)
-    assert fused.forward(lambda *_: None, q, q, q, options).shape == q.shape
+    assert stock.forward(lambda *_: None, stock.on_the_gpu, q, q, q, options).shape == q.shape
 
 
 def test_torch_is_asked_for_values_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     asked, launched = [], []
 
-    def stock(q: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    def torch_own(q: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         asked.append(1)
         return q.clone()
 
-    monkeypatch.setattr(fused, "_torch_serves", lambda *_: True)
-    monkeypatch.setattr(fused, "scaled_dot_product_attention", stock)
+    monkeypatch.setattr(stock, "on_the_gpu", lambda *_: True)
+    monkeypatch.setattr(stock, "scaled_dot_product_attention", torch_own)
     monkeypatch.setattr(fused, "launch", lambda *x: launched.append(1))
     operation, x = scmreg.attentions.create("triton").build(), torch.randn(1, 1, 2, 16)
     operation.forward(x, x, x, AttentionOptions(1.0))
@@ -401,9 +403,9 @@ def test_torch_is_asked_for_values_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_pieces_of_16_bytes() -> None:
     x = torch.zeros(2, 3, 4, 72, dtype=torch.bfloat16)
-    assert all(fused._even(y) for y in (x, x[..., 8:], x[..., :60], x.transpose(1, 2), x[:, :, 1:]))
+    assert all(stock.even(y) for y in (x, x[..., 8:], x[..., :60], x.transpose(1, 2), x[:, :, 1:]))
     uneven = (x[..., 1:], x[..., ::2], x[..., :60].contiguous(), x.mT, x[:1, :1].expand(2, 3, 4, 72))
-    assert not any(fused._even(y) for y in uneven)
+    assert not any(stock.even(y) for y in uneven)
 
 
 # -- the choice among block sizes, with a kernel and a clock that are not ---------------------------------------------
