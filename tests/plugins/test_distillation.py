@@ -398,3 +398,43 @@ def test_the_fake_score_learns_the_law_of_the_generator() -> None:
         error, before = ((one.data(x, t) - exact.data(x, t)).square().mean().sqrt() for one in (fake, untrained))
     assert float(error) < 0.03
     assert float(error) < before / 5
+
+
+SHORT = (
+    *("--set", "network.width=64", "--set", "network.depth=3", "--set", "data.count=2000", "--teacher", "exact"),
+    *("--set", "evaluation.steps=[1]", "--set", "evaluation.metrics=[sliced-wasserstein, precision-recall]"),
+)
+
+
+def judged(scm: Any, *arguments: object) -> tuple[dict[str, float], float]:
+    """Train, and return the figures of the one-step samples, and the distance between two halves of the data."""
+    result = scm("run", *SHORT, *arguments, "--json")
+    assert result.code == 0, result.err
+    (student,) = result.json["student"]
+    return student, result.json["floor"]["sliced_wasserstein"]
+
+
+@pytest.mark.slow
+def test_samples_take_on_the_law_of_one_gaussian(scm: Any, workplace: Path) -> None:
+    student, floor = judged(scm, "--objective", "vsd", "--data", "gaussian", "--steps", 1000)
+    assert student["sliced_wasserstein"] < 4 * floor
+    assert student["precision"] > 0.9
+    assert student["recall"] > 0.5
+
+
+@pytest.mark.slow
+def test_samples_take_on_the_law_of_a_mixture(scm: Any, workplace: Path) -> None:
+    """All modes, in the right proportions: the fresh generator is far from it."""
+    mixture = ("--objective", "vsd", "--data", "mixture")
+    fresh, floor = judged(scm, *mixture, "--steps", 1)
+    student, _ = judged(scm, *mixture, "--steps", 5000)
+    assert fresh["sliced_wasserstein"] > 5 * floor
+    assert student["sliced_wasserstein"] < 3 * floor
+    assert min(student["precision"], student["recall"]) > 0.75
+
+
+@pytest.mark.slow
+def test_the_sum_with_consistency_distillation_trains(scm: Any, workplace: Path) -> None:
+    student, floor = judged(scm, "--objective", "scd+vsd", "--data", "mixture", "--steps", 2000)
+    assert student["sliced_wasserstein"] < 4 * floor
+    assert min(student["precision"], student["recall"]) > 0.7
