@@ -367,8 +367,8 @@ def test_a_weighting_that_knows_of_no_pairs_or_spaces_still_works() -> None:
         for weighting in (scmreg.weightings.create("uniform"), Twice()):
             object.__setattr__(made, "weighting", weighting)
             module = made.build(Setup(model, SPEC, teacher, steps=STEPS))
-            phase = module.phases[0].name
-            result = module.loss(phase, {"model": model}, Batch(x0), 10, torch.Generator().manual_seed(1))
+            nets = {"model": model, **dict(module.named_children())}
+            result = module.loss("main", nets, Batch(x0), 10, torch.Generator().manual_seed(1))
             totals.append(float(result.total.detach()))
         assert totals[1] == pytest.approx(2 * totals[0]), name
 
