@@ -50,10 +50,13 @@ class Bins:
         self._sums: dict[str, _Sums] = {}
 
     def add(self, phase: str, loss: Loss) -> None:
-        """Count the samples of a training loss, with every figure that it has of them; those of a sum once a part."""
-        for prefix, part in loss.by_name():
+        """Count the samples of a training loss, with every figure that it has of them. Of a sum, the samples of its first
+        part are counted, and every part has figures of its own.
+        """
+        for number, (prefix, part) in enumerate(loss.by_name()):
             figures = {"loss": part.per_sample, **part.logs}
-            self._add(phase, part.t_hat, {prefix + name: value for name, value in figures.items()}, counted=True)
+            named = {prefix + name: value for name, value in figures.items()}
+            self._add(phase, part.t_hat, named, counted=number == 0)
 
     def add_figures(self, phase: str, t_hat: Tensor, figures: Mapping[str, Tensor]) -> None:
         """Add figures of further samples, which are not training samples.

@@ -27,7 +27,9 @@ class Guided(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, cond: Conditions) -> Tensor:
         """Return ``F_none + scale (F_class - F_none)``, the shape of ``x``."""
         if cond.label is None:
-            raise CompositionError("guidance needs a class for every sample", "give labels, or set the guidance to 1")
+            raise CompositionError(
+                f"guidance{_shown(self.scale)} needs a class for every sample", "give labels, or set the guidance to 1"
+            )
         doubled = replace(
             cond, **{name: torch.cat([getattr(cond, name)] * 2) for name in cond.given() - {"label"}},
             label=torch.cat([cond.label, torch.full_like(cond.label, self.classes)]),
@@ -36,6 +38,10 @@ class Guided(nn.Module):
         scale = expand(self.scale, x) if isinstance(self.scale, Tensor) else self.scale
         out: Tensor = without + scale * (given - without)
         return out
+
+
+def _shown(scale: float | Tensor) -> str:
+    return "" if isinstance(scale, Tensor) else f" {scale:g}"
 
 
 def guided(denoiser: Denoiser, scale: float | Tensor) -> Denoiser:
@@ -53,7 +59,8 @@ def guided(denoiser: Denoiser, scale: float | Tensor) -> Denoiser:
         return denoiser
     if not denoiser.classes:
         raise CompositionError(
-            "guidance needs a class-conditional model, this one knows no classes", "set the guidance to 1"
+            f"guidance{_shown(scale)} needs a class-conditional model, this one knows no classes",
+            "set the guidance to 1",
         )
     network = Guided(denoiser.network, scale, denoiser.classes)
     made = Denoiser(network, denoiser.process, denoiser.parameterization, denoiser.classes, denoiser.highest_level)

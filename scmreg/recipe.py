@@ -21,6 +21,7 @@ from annotated_types import Ge
 from scmreg import options
 from scmreg.component import Component, Options
 from scmreg.data import Data, DataSpec
+from scmreg.distance import Distance
 from scmreg.errors import CompositionError, OptionError, RecipeError, ScmError, UnknownComponentError, did_you_mean
 from scmreg.metric import Metric
 from scmreg.network import Network
@@ -284,7 +285,9 @@ class Recipe(Options):
             reasons.append(reason)
         if spec is not None:
             samplers = (self.sampler, self.evaluation.teacher_sampler)
+            distances = [component for component in self.components() if isinstance(component, Distance)]
             reasons += [reason for sampler in samplers if (reason := sampler.accepts(spec))]
+            reasons += [reason for distance in distances if (reason := distance.accepts(spec))]
         if self.objective.needs_teacher and self.teacher.source == "exact" and self.data.law() is None:
             reasons.append(
                 f"an exact teacher needs data that know their own law, unlike '{self.data.name}': {self.data.lawless}"
@@ -407,8 +410,8 @@ def read(source: str | Path) -> dict[str, Any]:
 def set_path(tree: dict[str, Any], path: str, value: Any) -> None:
     """Set one value in the tree of a recipe, at a path such as ``objective.weighting.channels``.
 
-    A component on the way that the tree leaves to its default is written out by name. Setting a component replaces
-    it whole.
+    A component on the way that the tree leaves to its default is written out by name; one of a list is named, as in
+    ``objective.terms.scd.warmup``. Setting a component replaces it whole.
 
     Raises:
         OptionError: if nothing stands at the path.

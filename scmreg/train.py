@@ -335,7 +335,7 @@ class _Loop:
                 share = len(part.x0) / self.trainer.batch_size
                 (result.total * share).backward()
                 loss += float(result.total.detach()) * share
-                for name, value in result.by_name(prefix):
+                for name, value in result.by_name("" if result.parts else prefix):
                     shown = {**value.logs, "loss": value.per_sample} if result.parts else value.logs
                     for log, figure in shown.items():
                         figures[name + log] = figures.get(name + log, 0.0) + float(figure.mean()) * share

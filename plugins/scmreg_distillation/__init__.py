@@ -34,7 +34,7 @@ class VSDModule(ObjectiveModule):
         process = setup.denoiser.process
         level = torch.tensor([min(objective.sigma_max, setup.denoiser.highest_level)], dtype=torch.float64)
         self.start = float(process.time_of(level).clamp(max=process.t_max))
-        self.weighting = objective.weighting.build(process)
+        self.weighting = objective.weighting.build_in(process, objective.space)
         self.fake_score = copy.deepcopy(objective.origin(setup.denoiser, teacher)).train().requires_grad_(True)
         # The fake score is a diffusion model of what the generator makes.
         diffusion: Objective = registry("objective").create(
@@ -58,8 +58,7 @@ class VSDModule(ObjectiveModule):
             return self._generator_loss(nets, batch, rng)
         with torch.no_grad():
             made = self.generate(nets, batch, rng)
-        found = self.fake_objective.loss("main", {"model": nets["fake_score"]}, replace(batch, x0=made), step, rng)
-        return replace(found, logs={f"fake_{name}": value for name, value in found.logs.items()})
+        return self.fake_objective.loss("main", {"model": nets["fake_score"]}, replace(batch, x0=made), step, rng)
 
     def generate(self, nets: Nets, batch: Batch, rng: torch.Generator) -> Tensor:
         """Return samples of the generator, ``g = f(z, t_max)``, as many as there are data in the batch and of their
@@ -117,11 +116,12 @@ class VSD(Objective, name="vsd"):
 
     needs_boundary = True
     few_step = True
+    space = "unit"
     sampler = "consistency"
     trainer = {
         "optimizer": "Adam",
         "optimizer_options": {"betas": [0.9, 0.99], "fused": True},
-        "learning_rate": 5e-4,
+        "learning_rate": 3e-4,
         "steps": 4500,
         "batch_size": 128,
     }
@@ -142,10 +142,11 @@ class VSD(Objective, name="vsd"):
     """Weight of each time in the loss of the fake score."""
     fake_proposal: Proposal = Proposal.default("lognormal", p_mean=-0.8, p_std=1.6)
     """Distribution of training times of the fake score."""
-    fake_learning_rate: Positive | None = None
-    """Learning rate of the fake score, with the trainer's schedule; that of the student if not given."""
+    fake_learning_rate: Positive | None = 3e-3
+    """Learning rate of the fake score, with the trainer's schedule; none for that of the student. A fake score that does
+    not keep up with the generator lets it collapse onto a few samples. (sCM: that of the student.)"""
     generator_every: Count = 1
-    """Steps of the fake score for one of the generator."""
+    """Steps of the fake score for one of the generator. (sCM: 1.)"""
     sigma_max: Positive = 80.0
     """Noise level sigma/alpha at which the generator starts, as its sampler does; the end of the process if that is
     lower."""

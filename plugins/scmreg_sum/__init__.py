@@ -81,9 +81,7 @@ class SumModule(ObjectiveModule):
         """
         if phase in self.further:
             index, name = self.further[phase]
-            part = self._loss(index, name, nets, batch, step, rng)
-            term = self.objective.terms[index].name
-            return replace(part, logs={f"{term}_{log}": value for log, value in part.logs.items()})
+            return self._loss(index, name, nets, batch, step, rng)
         parts = {
             term.name: self._loss(index, MAIN, nets, batch, step, rng)
             for index, term in enumerate(self.objective.terms)

@@ -133,7 +133,7 @@ def tangent_is_the_derivative(case: Case) -> float:
     return difference(tangent * expand(torch.sin(trig_time(process, t)), x0), slope)
 
 
-@proof("sCM Eqs. 6, 26, Table 5", 1e-7)
+@proof("sCM Eqs. 6, 26, Table 5", 1e-6)
 def tangent_of_a_segment(case: Case) -> float:
     """With several segments it is cos(t - s) df^{t→s}/dt, where s is the beginning of the segment that t is in."""
     process, trig = case.process(), registry("process").create("trigflow")

@@ -174,6 +174,7 @@ DEFECTS: list[tuple[str, Patch]] = [
     ("densities-of-proposals", on(scmreg.proposals["logit-normal"], "transform", scaled(1 + 1e-6))),
     ("converted-proposals", on(scmreg.proposals["converted"], "log_density", scaled(1 + 1e-6))),
     ("tangent-is-the-derivative", on(training_proofs, "consistency_tangent", printed_tangent)),
+    ("tangent-of-a-segment", on(training_proofs, "consistency_tangent", printed_tangent)),
     ("tangent-under-any-process", on(tangent, "log_ratio_rate", wrong_in_edm)),
     ("tangent-at-the-solution", on(training_proofs, "consistency_tangent", printed_tangent)),
     ("pairs-of-noise-levels", on(scmreg.schedules["edm-grid"], "grid", scaled(1 + 1e-6))),

@@ -246,10 +246,10 @@ def test_the_fake_score_starts_as_the_teacher_and_is_another_network(tmp_path: P
     assert same(state(loop.denoiser), before)
     first = loop.take_step(batch)
     # Equal networks: dropout of the fake score, which is in training mode, makes no difference.
-    assert first["score_difference"] == 0
+    assert first["main_score_difference"] == 0
     assert loop.objective.fake_score.training
     loop.step = 1
-    assert loop.take_step(batch)["score_difference"] > 0
+    assert loop.take_step(batch)["main_score_difference"] > 0
     assert same(state(teacher), before)
     assert not same(state(loop.objective.fake_score), before)
     assert not same(state(loop.denoiser), before)

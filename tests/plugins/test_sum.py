@@ -78,7 +78,8 @@ def test_the_sum_of_one_term_is_the_term_to_the_bit(tmp_path: Path, term: str) -
     check_equal(alone, summed)
     for line, other in zip(lines, others, strict=True):
         assert line["loss"] == other["loss"]
-        assert other[f"{term}_loss"] == pytest.approx(line["loss"], rel=1e-6)  # its weight of time is 1
+        if getattr(scmreg.objectives.create(term), "weighting", None) == scmreg.weightings.create("uniform"):
+            assert other[f"{term}_loss"] == pytest.approx(line["loss"], rel=1e-6)
 
 
 @pytest.mark.parametrize(("kept", "dropped"), [("scd", "vsd"), ("vsd", "scd"), ("diffusion", "sct")])
@@ -181,6 +182,18 @@ def test_a_figure_that_is_not_finite_is_named_with_its_term_and_times(tmp_path: 
     assert "for 8 of 8 samples" in str(error.value)
 
 
+def test_a_module_within_a_term_that_no_phase_moves_is_refused(tmp_path: Path) -> None:
+    loop = loop_of(recipe({"name": "sum", "terms": ["scd", {"name": "vsd", "fake_weighting": "adaptive"}]}), tmp_path)
+    main, fake = loop.objective.phases
+    for phases, lost in (
+        ((main, replace(fake, own=())), "terms.1.fake_objective.weighting.head"),
+        ((main, replace(fake, nets=("terms.1.fake_",))), "terms.1.fake_score.network"),
+    ):
+        loop.objective.phases = phases
+        with pytest.raises(TypeError, match=f"no phase of SumModule moves its parameter {lost}"):
+            loop._check_ownership(None)
+
+
 # How terms agree -----------------------------------------------------------------------------------------------------
 
 
@@ -238,7 +251,7 @@ def test_phases_of_terms_are_merged_in_their_order() -> None:
     second = {f"terms.{index}.second": term.second for index, term in enumerate(module.terms)}
     nets = {"model": module.setup.denoiser, **second}
     result = module.loss("stub-2.0_side", nets, Batch(torch.ones(3, 2)), 7, torch.Generator())
-    assert list(result.logs) == ["stub-2.0_side"]
+    assert list(result.logs) == ["side"]
     main_loss = module.loss("main", nets, Batch(torch.ones(3, 2)), 1, torch.Generator())
     assert list(main_loss.parts) == ["stub-2.0"], "the other waits for the fourth step"
 
