@@ -557,6 +557,20 @@ def test_what_follows_a_rewound_block_draws_the_same(device: str) -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_the_generator_of_an_accelerator_is_rewound_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = {"cuda:1": 7}
+    module = types.SimpleNamespace(
+        get_rng_state=lambda device: states[str(device)],
+        set_rng_state=lambda state, device: states.update({str(device): state}),
+    )
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    with rewound(torch.device("cuda:1")):
+        states["cuda:1"] = 8
+        drawn = torch.rand(3)
+    assert states == {"cuda:1": 7}
+    assert torch.equal(drawn, torch.rand(3))
+
+
 # The averaged target -------------------------------------------------------------------------------------------------
 
 
