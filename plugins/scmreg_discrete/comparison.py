@@ -101,8 +101,8 @@ class Comparison(DiscreteConsistency):
 class CT(Comparison, name="ct"):
     """Train a consistency model on data alone, between neighbours of a grid: the first consistency training.
 
-    Both samples of a pair are made of the same data and noise. (The paper compares by LPIPS, refines the grid from 2
-    to 150 intervals and averages the target network, at a rate of 0.9 that grows with the grid.)
+    Both samples of a pair are made of the same data and noise. (The paper compares by LPIPS, refines the grid as the
+    square root of the steps, and averages the target network, at a rate of 0.9 that grows with the grid.)
     """
 
     formula = "w(t) d(f(x_0 + t_{n+1} noise, t_{n+1}), f⁻(x_0 + t_n noise, t_n))"
@@ -110,6 +110,8 @@ class CT(Comparison, name="ct"):
 
     proposal: Proposal = Proposal.default("karras")
     """Distribution of the later times, before the schedule moves them. (CT: every interval of the grid alike.)"""
+    schedule: Schedule = Schedule.default("ict", s0=2, s1=150)
+    """Which earlier time belongs to a time, and how the two close in. (CT: from 2 to 150 intervals.)"""
     start: Literal["auto", "teacher", "scratch"] = "scratch"
     """Whether training starts from fresh weights, or from the averaged ones of a diffusion model; auto takes the
     teacher's where it has any, which an exact one has not."""

@@ -197,7 +197,7 @@ def test_joint_and_separate_passes_train_alike(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "dit"])
-@pytest.mark.parametrize("objective", ["diffusion", "scd"])
+@pytest.mark.parametrize("objective", ["diffusion", "scd", "ect", "dscd"])
 def test_compiled_training_is_compiled_and_the_same(tmp_path: Path, objective: str, name: str) -> None:
     network = {"name": name, "width": 16, "depth": 1}
     data = {"name": "digits"} if name == "dit" else SMALL["data"]

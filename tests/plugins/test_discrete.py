@@ -367,9 +367,8 @@ def test_a_weighting_that_knows_of_no_pairs_or_spaces_still_works() -> None:
         for weighting in (scmreg.weightings.create("uniform"), Twice()):
             object.__setattr__(made, "weighting", weighting)
             module = made.build(Setup(model, SPEC, teacher, steps=STEPS))
-            phase = module.phases[0].name
             nets = {"model": model, **dict(module.named_children())}
-            result = module.loss(phase, nets, Batch(x0), 10, torch.Generator().manual_seed(1))
+            result = module.loss("main", nets, Batch(x0), 10, torch.Generator().manual_seed(1))
             totals.append(float(result.total.detach()))
         assert totals[1] == pytest.approx(2 * totals[0]), name
 
@@ -556,6 +555,20 @@ def test_what_follows_a_rewound_block_draws_the_same(device: str) -> None:
     with pytest.raises(KeyError), rewound(torch.device(device)):
         raise KeyError(torch.rand(3))
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_generator_of_an_accelerator_is_rewound_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = {"cuda:1": 7}
+    module = types.SimpleNamespace(
+        get_rng_state=lambda device: states[str(device)],
+        set_rng_state=lambda state, device: states.update({str(device): state}),
+    )
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    with rewound(torch.device("cuda:1")):
+        states["cuda:1"] = 8
+        drawn = torch.rand(3)
+    assert states == {"cuda:1": 7}
+    assert torch.equal(drawn, torch.rand(3))
 
 
 # The averaged target -------------------------------------------------------------------------------------------------
