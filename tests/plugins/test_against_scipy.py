@@ -238,7 +238,14 @@ def test_heun_goes_where_the_ode_goes(name: str) -> None:
 
 LEVELS = {"p_mean": -0.8, "p_std": 1.6}
 LOGITS = {"mean": 0.4, "std": 0.8}
-PROPOSALS: dict[str, dict[str, float]] = {"lognormal": LEVELS, "logit-normal": LOGITS, "uniform": {}, "converted": {}}
+PROPOSALS: dict[str, dict[str, float]] = {
+    "lognormal": LEVELS,
+    "discrete-lognormal": LEVELS,
+    "logit-normal": LOGITS,
+    "uniform": {},
+    "karras": {},
+    "converted": {},
+}
 
 
 def proposal_of(name: str, process: Process) -> Proposal:
@@ -279,7 +286,19 @@ def test_log_normal_times_of_edm_are_scipys() -> None:
 @under_every_process
 def test_samples_of_proposals_are_distributed_as_they_say(name: str) -> None:
     """What is normal: the logarithm of the noise level, or the logit of the time."""
+
+    def truncated(p: Process, t: Tensor) -> Any:
+        ends = (math.log(end) for end in (0.002, min(80.0, p.highest_level)))
+        first, last = ((end - LEVELS["p_mean"]) / LEVELS["p_std"] for end in ends)
+        return scipy.stats.truncnorm(first, last, LEVELS["p_mean"], LEVELS["p_std"]).cdf(p.noise_level(t).log())
+
+    def along_the_steps(p: Process, t: Tensor) -> Any:
+        first, last = (end ** (1 / 7) for end in (0.002, min(80.0, p.highest_level)))
+        return scipy.stats.uniform(first, last - first).cdf(p.noise_level(t) ** (1 / 7))
+
     expected = {
+        "discrete-lognormal": truncated,
+        "karras": along_the_steps,
         "lognormal": lambda p, t: scipy.stats.norm(LEVELS["p_mean"], LEVELS["p_std"]).cdf(p.noise_level(t).log()),
         "logit-normal": lambda p, t: scipy.stats.norm(LOGITS["mean"], LOGITS["std"]).cdf(torch.logit(t / p.t_max)),
         "uniform": lambda p, t: scipy.stats.uniform(0, p.t_max).cdf(t),
