@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from scmreg.attention import attend, prepare
 from scmreg.types import Conditions
-from scmreg_networks.layers import AdaptiveDoubleNorm, ConditionEmbedding, Linear, pixel_norm, with_own_derivative
+from scmreg_networks.layers import ConditionEmbedding, Linear, SiLU, TokenDoubleNorm, pixel_norm, with_own_derivative
 from scmreg_networks.timm_layers import Mlp, PatchEmbed
 
 if TYPE_CHECKING:
@@ -43,11 +43,11 @@ class Block(nn.Module):
 
     def __init__(self, network: DiT) -> None:
         super().__init__()
-        self.norm_attention = AdaptiveDoubleNorm(network.width, network.width)
+        self.norm_attention = TokenDoubleNorm(network.width, network.width)
         self.attention = SelfAttention(network.width, network.heads, network.attention)
-        self.norm_mlp = AdaptiveDoubleNorm(network.width, network.width)
+        self.norm_mlp = TokenDoubleNorm(network.width, network.width)
         hidden = int(network.width * network.mlp_ratio)
-        self.mlp = with_own_derivative(Mlp(network.width, hidden, act_layer=nn.SiLU, drop=network.dropout))
+        self.mlp = with_own_derivative(Mlp(network.width, hidden, act_layer=SiLU, drop=network.dropout))
 
     def forward(self, h: Tensor, embedded: Tensor) -> Tensor:
         """Transform tokens of shape ``(B, L, width)``."""
@@ -69,7 +69,7 @@ class DiTNetwork(nn.Module):
             network.width, classes, network.embedding, network.fourier_scale, guidance=network.guidance
         )
         self.blocks = nn.ModuleList(Block(network) for _ in range(network.depth))
-        self.norm = AdaptiveDoubleNorm(network.width, network.width)
+        self.norm = TokenDoubleNorm(network.width, network.width)
         self.leave = Linear(network.width, channels * network.patch**2)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)

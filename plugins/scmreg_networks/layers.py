@@ -17,7 +17,16 @@ from scmreg.attention import is_dual
 from scmreg.errors import CompositionError
 from scmreg.types import Conditions
 
-__all__ = ["AdaptiveDoubleNorm", "ConditionEmbedding", "Linear", "TimeEmbedding", "pixel_norm", "with_own_derivative"]
+__all__ = [
+    "AdaptiveDoubleNorm",
+    "ConditionEmbedding",
+    "Linear",
+    "SiLU",
+    "TimeEmbedding",
+    "TokenDoubleNorm",
+    "pixel_norm",
+    "with_own_derivative",
+]
 
 
 class Linear(nn.Linear):
@@ -33,6 +42,23 @@ class Linear(nn.Linear):
             return F.linear(x, self.weight, self.bias)
         primal, tangent = fwad.unpack_dual(x)
         dual: Tensor = fwad.make_dual(F.linear(primal, self.weight, self.bias), F.linear(tangent, self.weight))
+        return dual
+
+
+class SiLU(nn.SiLU):
+    """``x sigmoid(x)`` that takes the derivative of dual numbers itself, by torch's fused function.
+
+    The tangent is without gradient, as that of attention is. torch's own, which has one, is made of a dozen functions.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x sigmoid(x)``, elementwise."""
+        if not is_dual(x):
+            return F.silu(x)
+        primal, tangent = fwad.unpack_dual(x)
+        with torch.no_grad():
+            tangent = torch.ops.aten.silu_backward(tangent, primal)
+        dual: Tensor = fwad.make_dual(F.silu(primal), tangent)
         return dual
 
 
@@ -154,4 +180,24 @@ class AdaptiveDoubleNorm(nn.Module):
         """Normalise ``x`` of shape ``(B, ..., width)`` under a condition of shape ``(B, condition)``."""
         scale, shift = self.modulation(embedded).chunk(2, dim=-1)
         shape = (len(x), *[1] * (x.ndim - 2), self.width)
-        return pixel_norm(x) * pixel_norm(scale).reshape(shape) + pixel_norm(shift).reshape(shape)
+        return self.modulate(pixel_norm(x), pixel_norm(scale).reshape(shape), pixel_norm(shift).reshape(shape))
+
+    def modulate(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """Return ``x scale + shift``."""
+        return x * scale + shift
+
+
+class TokenDoubleNorm(AdaptiveDoubleNorm):
+    """Adaptive double normalization of many tokens: value and derivative in as few passes over them as can be."""
+
+    def modulate(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """Return ``x scale + shift``, of dual numbers with its derivative."""
+        if not is_dual(x, scale, shift):
+            return torch.addcmul(shift, x, scale)
+        (x, tx), (scale, t_scale), (shift, t_shift) = (fwad.unpack_dual(part) for part in (x, scale, shift))
+        total = t_shift
+        for first, second in ((x, t_scale), (tx, scale)):
+            if first is not None and second is not None:
+                total = first * second if total is None else torch.addcmul(total, first, second)
+        dual: Tensor = fwad.make_dual(torch.addcmul(shift, x, scale), total.expand(x.shape))
+        return dual

@@ -239,3 +239,37 @@ def test_dit_works_on_tokens_that_lie_together() -> None:
     module(torch.randn(2, 1, 8, 8), torch.rand(2), Conditions())
     assert seen
     assert all(seen)
+
+
+@pytest.mark.parametrize("moving", [("x",), ("c",), ("x", "c")])
+def test_normalization_of_tokens_is_the_plain_one(moving: tuple[str, ...]) -> None:
+    """Value, gradient and tangent, whichever of tokens and condition move."""
+    from scmreg_networks.layers import AdaptiveDoubleNorm, TokenDoubleNorm
+
+    torch.manual_seed(0)
+    plain, tokens = AdaptiveDoubleNorm(6, 4).double(), TokenDoubleNorm(6, 4).double()
+    tokens.load_state_dict(plain.state_dict())
+    x, tx = torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    c, tc = torch.randn(2, 3, 4, dtype=torch.float64)
+    given = {"x": (x, tx), "c": (c, tc)}
+
+    def results(module: nn.Module) -> list[torch.Tensor]:
+        def function(*moved: torch.Tensor) -> torch.Tensor:
+            at = dict(zip(moving, moved, strict=True))
+            return module(at.get("x", x), at.get("c", c))
+
+        primals, tangents = zip(*(given[name] for name in moving), strict=True)
+        value, tangent = torch.func.jvp(function, primals, tangents)
+        return [value, tangent, *torch.autograd.grad(value.square().sum(), list(module.parameters()))]
+
+    for one, other in zip(results(plain), results(tokens), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_silu_of_dual_numbers_is_torchs() -> None:
+    from scmreg_networks.layers import SiLU
+
+    x, tx = torch.randn(2, 50, dtype=torch.float64)
+    want = torch.func.jvp(nn.SiLU(), (x,), (tx,))
+    for ours, theirs in zip(torch.func.jvp(SiLU(), (x,), (tx,)), want, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
