@@ -215,7 +215,10 @@ class AttentionBenchmark(Benchmark):
             texts = tuple(f"{TOKENS // 16 // length}x16x{length}x{dim}" for dim in (64, 72, 128) for length in lengths)
         elif texts is None:
             texts = tuple(f"1x4x{length}x64" for length in (256, 512, 1024, 2048))
-        return [Case(Shape.parse(text), self._dtype, self.causal, device) for text in texts]
+        cases = [Case(Shape.parse(text), self._dtype, self.causal, device) for text in texts]
+        for case in cases:
+            case.check_inputs()
+        return cases
 
     def _measure(self, case: Case, what: Pass, able: Sequence[Contender], progress: Progress) -> list[Row]:
         """Time all that can compute a case against each other."""

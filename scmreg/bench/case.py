@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scmreg.errors import OptionError
+from scmreg.errors import OptionError, UnavailableError
 from scmreg.tangent import jvp
 
 __all__ = ["GRAMMAR", "Case", "Judge", "Shape"]
@@ -50,6 +51,8 @@ class Shape:
         shape = cls(*(size or 0 for size in sizes))
         if 0 in sizes:
             raise OptionError([f"shape '{text}' has a size of 0: there is nothing to measure"], GRAMMAR)
+        if max(shape.rows * shape.heads, shape.keys * shape.key_heads) * shape.batch * shape.dim >= 2**40:
+            raise OptionError([f"shape '{text}' is larger than the memory of any machine"], GRAMMAR)
         if shape.heads % shape.key_heads:
             raise OptionError([f"shape '{text}': {shape.heads} heads cannot share {shape.key_heads} heads of keys"])
         return shape
@@ -96,6 +99,21 @@ class Case:
         """Size of one whole attention matrix."""
         shape = self.shape
         return shape.batch * shape.heads * shape.rows * shape.keys * self.dtype.itemsize
+
+    def check_inputs(self) -> None:
+        """Refuse inputs that do not fit, on the CPU, where running out of memory is fatal.
+
+        Raises:
+            UnavailableError: with what they need.
+        """
+        numbers = 3 * math.prod(self._query) + 4 * math.prod(self._key)
+        # A copy in float64 judges the results.
+        needed, there = numbers * (self.dtype.itemsize + 8), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if self.device.type == "cpu" and needed > there:
+            raise UnavailableError(
+                f"shape {self.shape} needs {needed / 2**30:.0f} GiB for its inputs, there are {there / 2**30:.0f}",
+                "choose a smaller --shape",
+            )
 
     def too_large(self) -> str | None:
         """Say why whole attention matrices do not fit; told on the CPU only, where running out of memory is fatal."""

@@ -201,3 +201,16 @@ def test_what_cannot_be_measured(scm, arguments, words):
     assert result.code == 2, result.err
     assert words in result.err
     assert result.out == ""
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ("99999999999999x99999x99999x999999", "larger than the memory of any machine"),
+        ("1x64x90000000x64", "GiB for its inputs"),
+    ],
+)
+def test_shapes_that_do_not_fit(scm, shape, words):
+    result = scm("bench", "attention", "--shape", shape, "--device", "cpu")
+    assert result.code == 2
+    assert words in result.err
