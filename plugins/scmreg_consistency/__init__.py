@@ -34,7 +34,7 @@ from scmreg.tangent import (
     segment_ends,
     tangent_parts,
 )
-from scmreg.types import Batch, Conditions, Count, NonNegative, NonNegativeInt
+from scmreg.types import Batch, Conditions, NonNegative, NonNegativeInt
 from scmreg.weighting import Weighting
 
 __all__ = ["SCD", "SCT"]
@@ -126,10 +126,10 @@ class ContinuousConsistency(Objective):
     """Added to the norm of the tangent, so that small tangents stay small."""
     warmup: NonNegativeInt = 600
     """Steps over which the unstable part of the tangent grows to its full size. (sCM: 10000.)"""
-    finite_difference: Annotated[float, Interval(gt=0, lt=1)] | None = None
+    finite_difference: Annotated[float, Interval(ge=1e-4, lt=1)] | None = None
     """Takes the tangent from two more evaluations, this share of the time before and after (0.01, say), in place of the
     exact derivative; for networks without one. Not in half precision."""
-    segments: Count = 1
+    segments: Annotated[int, Interval(ge=1, le=100)] = 1
     """Number of segments of time, each with a consistency function of its own that jumps to its beginning: a model of
     several is sampled in as many steps, without new noise."""
     guidance: tuple[NonNegative, NonNegative] | None = None
