@@ -21,7 +21,6 @@ from annotated_types import Ge
 from scmreg import options
 from scmreg.component import Component, Options
 from scmreg.data import Data, DataSpec
-from scmreg.distance import Distance
 from scmreg.errors import CompositionError, OptionError, RecipeError, ScmError, UnknownComponentError, did_you_mean
 from scmreg.metric import Metric
 from scmreg.network import Network
@@ -285,9 +284,7 @@ class Recipe(Options):
             reasons.append(reason)
         if spec is not None:
             samplers = (self.sampler, self.evaluation.teacher_sampler)
-            distances = [component for component in self.components() if isinstance(component, Distance)]
             reasons += [reason for sampler in samplers if (reason := sampler.accepts(spec))]
-            reasons += [reason for distance in distances if (reason := distance.accepts(spec))]
         if self.objective.needs_teacher and self.teacher.source == "exact" and self.data.law() is None:
             reasons.append(
                 f"an exact teacher needs data that know their own law, unlike '{self.data.name}': {self.data.lawless}"

@@ -165,5 +165,6 @@ def find(path: str) -> type[Component]:
     """
     kind, slash, name = path.partition("/")
     if not slash or not name:
-        raise ScmError(f"'{path}' names no component", "write KIND/NAME, such as process/trigflow")
+        known = [f"{each}/{path}" for each in KINDS if path in registry(each)] or ["process/trigflow"]
+        raise ScmError(f"'{path}' names no component", f"write KIND/NAME, such as {' or '.join(known)}")
     return cast("type[Component]", registry(kind)[name])

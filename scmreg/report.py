@@ -167,10 +167,10 @@ def top(record: Record) -> str:
 def results(record: Record) -> str:
     """Return the table of the evaluation."""
     if record.summary is None:
-        todo = "" if record.finished else f" It is at step {record.step} of {record.steps}."
+        state = "" if record.finished else f" It is at step {record.step} of {record.steps}."
         return _section(
             "Results",
-            f'<p class="note">This run has not been judged.{todo} <code>scm run --resume {escape(str(record.folder))}'
+            f'<p class="note">This run has not been judged.{state} <code>scm run --resume {escape(str(record.folder))}'
             "</code> does what is left.</p>",
         )
     found = rows(record.summary)

@@ -26,7 +26,7 @@ from torch import Tensor
 from scmreg.coordinates import log_ratio_rate, to_trig
 from scmreg.denoiser import Denoiser
 from scmreg.rng import rewound
-from scmreg.types import Conditions, expand
+from scmreg.types import Conditions, expand, norms
 
 __all__ = [
     "Normalization",
@@ -269,7 +269,7 @@ def normalize(g: Tensor, how: Normalization, c: float) -> Tensor:
         return g
     if how == "clip":
         return g.clamp(-1, 1)
-    norm = torch.linalg.vector_norm(g.flatten(1), dim=1)
+    norm = norms(g)
     if how == "rms":
         norm = norm / g[0].numel() ** 0.5
     return g / expand(norm + c, g)

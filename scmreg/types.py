@@ -18,6 +18,7 @@ __all__ = [
     "Positive",
     "Probability",
     "expand",
+    "norms",
 ]
 
 Positive = Annotated[float, Gt(0)]
@@ -72,3 +73,9 @@ def expand(coefficient: Tensor, x: Tensor) -> Tensor:
     if shaped.dtype == x.dtype or not shaped.is_floating_point():
         return shaped
     return shaped.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def norms(x: Tensor) -> Tensor:
+    """Return the Euclidean norm of every sample of ``x (B, ...)``, shape ``(B,)``."""
+    out: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return out

@@ -34,7 +34,7 @@ from scmreg.tangent import (
     segment_ends,
     tangent_parts,
 )
-from scmreg.types import Batch, Conditions, NonNegative, NonNegativeInt
+from scmreg.types import Batch, Conditions, NonNegative, NonNegativeInt, norms
 from scmreg.weighting import Weighting
 
 __all__ = ["SCD", "SCT"]
@@ -68,7 +68,7 @@ class ContinuousModule(ObjectiveModule):
         # F - sg(F) is zero in value and carries the gradient.
         per_sample = (value - value.detach() - g).square().flatten(1).mean(1)
         weighted, weight = self.weighting.weigh(per_sample, t)
-        logs = {"weight": weight, "tangent_norm": norm(raw), "target_norm": norm(value.detach() + g)}
+        logs = {"weight": weight, "tangent_norm": norms(raw), "target_norm": norms(value.detach() + g)}
         return Loss(weighted.mean(), per_sample.detach(), at.t_hat, logs)
 
     def diagnose(
@@ -82,7 +82,7 @@ class ContinuousModule(ObjectiveModule):
         process = self.setup.denoiser.process
         at, cond = self._motion(batch, process_time(process, t_hat).clamp(max=process.t_max), rng)
         in_space, in_time = tangent_parts(nets["model"], self.setup.denoiser, at, cond)
-        return {"tangent_space_norm": norm(in_space), "tangent_time_norm": norm(in_time)}
+        return {"tangent_space_norm": norms(in_space), "tangent_time_norm": norms(in_time)}
 
     def _motion(self, batch: Batch, t: Tensor, rng: torch.Generator) -> tuple[Motion, Conditions]:
         """Perturb a batch, say where its samples go, and what the network is told."""
@@ -92,12 +92,6 @@ class ContinuousModule(ObjectiveModule):
         cond = objective.told(batch.cond, rng, len(x0))
         pair = objective.direction(self.setup.teacher, x, t, x0, noise, cond)
         return motion(denoiser, x, t, *pair, objective.segments), cond
-
-
-def norm(x: Tensor) -> Tensor:
-    """Return the norm of every sample, shape ``(B,)``."""
-    out: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
-    return out
 
 
 class ContinuousConsistency(Objective):
@@ -198,15 +192,14 @@ class ContinuousConsistency(Objective):
             return "sampler.guidance is a scale that the model was never told: leave it out, or distil with guidance"
         if self.guidance is not None and not (scale is not None and self.guidance[0] <= scale <= self.guidance[1]):
             low, high = self.guidance
-            return (
-                f"the model is told a scale of guidance in [{low:g}, {high:g}]: set sampler.guidance of 'consistency'"
-            )
+            said = "and none is given" if scale is None else f"not {scale:g}"
+            return f"the model is told a scale of guidance in [{low:g}, {high:g}], {said}: set sampler.guidance"
         ends = segment_ends(process.sigma_data, self.segments)
         if self.segments == 1 or (sampler.name == "ddim" and isinstance(sampler, OdeSampler) and sampler.times == ends):
             return None
         return (
             f"a model of {self.segments} segments jumps from the end of each to its beginning, which sampler"
-            f" '{sampler.name}' with these options does not: leave the sampler out, or set objective.segments to 1"
+            f" '{sampler.name}' with these options does not: leave the sampler and its steps as they are"
         )
 
     def judged_steps(self, asked: tuple[int, ...]) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from scmreg.coordinates import trig_time
 from scmreg.hookspecs import hookimpl
 from scmreg.objective import Loss, Nets, Objective, ObjectiveModule, Phase, Setup
 from scmreg.proposal import Proposal
-from scmreg.types import Batch, Conditions, Probability, expand
+from scmreg.types import Batch, Conditions, Probability, expand, norms
 from scmreg.weighting import Weighting
 
 __all__ = ["Diffusion"]
@@ -44,7 +44,7 @@ class DiffusionModule(ObjectiveModule):
         # The earlier time of a pair is 0, where a consistency function returns the data.
         weighted, weight = self.weighting.weigh(per_sample, t, r=torch.zeros_like(t), delta=error)
         target = cos * noise - sin * x0 / process.sigma_data
-        logs = {"weight": weight, "target_norm": torch.linalg.vector_norm(target.flatten(1), dim=1)}
+        logs = {"weight": weight, "target_norm": norms(target)}
         return Loss(weighted.mean(), per_sample.detach(), t_hat, logs)
 
     def _withhold(self, batch: Batch, rng: torch.Generator) -> Conditions:

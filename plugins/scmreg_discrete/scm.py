@@ -11,7 +11,7 @@ from scmreg.objective import Loss, Nets, ObjectiveModule, Setup
 from scmreg.proposal import Proposal
 from scmreg.schedule import Schedule
 from scmreg.tangent import Normalization, discrete_tangent, motion, normalize, unit_velocity
-from scmreg.types import Batch, Conditions, NonNegative, NonNegativeInt, expand
+from scmreg.types import Batch, Conditions, NonNegative, NonNegativeInt, expand, norms
 from scmreg_discrete.base import DiscreteConsistency, DiscreteModule, at_earlier
 
 __all__ = ["DSCD", "DSCT", "DiscreteSCM"]
@@ -53,14 +53,8 @@ class DiscreteSCMModule(DiscreteModule):
         error = value - value.detach() - g
         per_sample = error.square().flatten(1).mean(1)
         weighted, weight = self.weighting.weigh(per_sample, pair.t, r=pair.r, delta=error)
-        norms = {"tangent_norm": norm(tangent), "target_norm": norm(value.detach() + g)}
-        return Loss(weighted.mean(), per_sample.detach(), at.t_hat, {"weight": weight, **norms, "gap": pair.gap})
-
-
-def norm(x: Tensor) -> Tensor:
-    """Return the norm of every sample, shape ``(B,)``."""
-    out: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
-    return out
+        figures = {"tangent_norm": norms(tangent), "target_norm": norms(value.detach() + g)}
+        return Loss(weighted.mean(), per_sample.detach(), at.t_hat, {"weight": weight, **figures, "gap": pair.gap})
 
 
 class DiscreteSCM(DiscreteConsistency):

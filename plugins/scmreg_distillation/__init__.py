@@ -17,9 +17,11 @@ from scmreg.denoiser import Denoiser
 from scmreg.errors import CompositionError
 from scmreg.hookspecs import hookimpl
 from scmreg.objective import Loss, Nets, Objective, ObjectiveModule, Phase, Setup
+from scmreg.process import Process
 from scmreg.proposal import Proposal
 from scmreg.registry import registry
-from scmreg.types import Batch, Count, Positive
+from scmreg.sampler import Sampler
+from scmreg.types import Batch, Count, Positive, norms
 from scmreg.weighting import Weighting
 
 __all__ = ["VSD"]
@@ -85,8 +87,7 @@ class VSDModule(ObjectiveModule):
         # g - sg(g) is zero in value and carries the gradient.
         per_sample = (made - fixed + difference).square().flatten(1).mean(1)
         weighted, weight = self.weighting.weigh(per_sample, t)
-        norm = torch.linalg.vector_norm(difference.flatten(1), dim=1)
-        logs = {"weight": weight, "score_difference": norm}
+        logs = {"weight": weight, "score_difference": norms(difference)}
         return Loss(weighted.mean(), per_sample.detach(), trig_time(process, t), logs)
 
 
@@ -176,6 +177,15 @@ class VSD(Objective, name="vsd"):
                 f" {other:g}: set objective.sigma_max and sampler.sigma_max to the same"
             )
         return None
+
+    def judged_steps(self, asked: tuple[int, ...]) -> tuple[int, ...]:
+        """Return one: only the one-step sample is trained."""
+        return (1,)
+
+    def suited_sampler(self, process: Process) -> Sampler:
+        """Return consistency sampling in one step, from where the generator starts."""
+        made: Sampler = registry("sampler").create("consistency", steps=1, sigma_max=self.sigma_max)
+        return made
 
     def origin(self, model: Denoiser, teacher: Denoiser) -> Denoiser:
         """Return what the fake score starts as a copy of: the teacher, or the model where the teacher's weights are not

@@ -74,8 +74,8 @@ def check(scm, tiny, tiny_diffusion, sources, process, objective, network, data)
     own = "sliced_wasserstein" if data in POINTS else "frechet_pixels"
     assert list(summary["floor"]) == [own]
     judged = [*([summary["teacher"]] if "teacher" in summary else []), *summary["student"]]
-    diffusion, few = [] if objective in ALONE else [35], [] if objective == "diffusion" else [1, 2, 4]
-    assert [entry["nfe"] for entry in judged] == diffusion + few
+    few = {"diffusion": [], "vsd": [1]}.get(objective, [1, 2, 4])
+    assert [entry["nfe"] for entry in judged] == ([] if objective in ALONE else [35]) + few
     for entry in judged:
         told = {"nfe", own, "precision", "recall", "memorization"}
         assert set(entry) == (told | {"trajectory_error"} if data in LAWFUL else told)

@@ -254,3 +254,10 @@ def test_json_is_the_only_thing_on_stdout(scm):
         result = scm(*arguments, "--json")
         assert result.out.count("\n") == 1
         json.loads(result.out)
+
+
+def test_a_name_without_its_kind_is_told_with_it(scm):
+    result = scm("show", "scd")
+    assert result.code == 2
+    assert "write KIND/NAME, such as objective/scd" in result.err
+    assert "such as weighting/uniform or proposal/uniform" in scm("show", "uniform").err
