@@ -14,6 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+API_VERSION = (1, 0)
+"""Version of the interface that plugins are written for: what breaks plugins changes the first number, what they may
+need to be there changes the second. A plugin says ``scmreg_api = (1, 0)``."""
+
 _HOME = {
     "Attention": "attention",
     "Batch": "types",
@@ -58,6 +62,7 @@ _REGISTRIES = {
 }
 
 __all__ = [
+    "API_VERSION",
     "Attention",
     "Batch",
     "Component",

@@ -6,6 +6,7 @@ imports what it needs when it is called.
 
 from __future__ import annotations
 
+import enum
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +26,12 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+class New(enum.StrEnum):
+    """What ``scm new`` writes."""
+
+    plugin = "plugin"
 
 
 def _load_plugins(paths: list[Path] | None) -> list[Path] | None:
@@ -403,6 +410,36 @@ def bench(
         benching.list_benchmarks(as_json=json)
     else:
         benching.bench(name, settings or [], context.args, as_json=json)
+
+
+@app.command(
+    "new",
+    epilog="Examples:\n\nscm new plugin logistic --kind proposal\n\nscm new plugin ring --kind data --out somewhere",
+)
+def new(
+    what: Annotated[New, typer.Argument(help="What to write.", metavar="plugin", show_default=False)],
+    name: Annotated[str, typer.Argument(help="Name of the plugin and of its component.", show_default=False)],
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--kind",
+            "-k",
+            help="What it adds, one of the kinds of scm list.",
+            metavar="KIND",
+            autocompletion=completion.kinds,
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Where its folder is made; here if not given.", metavar="FOLDER")
+    ] = None,
+) -> None:
+    """Write a package with a working component, to be changed into one's own.
+
+    It is one module, what makes it installable, and a test of what such a component promises.
+    """
+    from scmreg_cli import scaffolding
+
+    typer.echo("\n".join(scaffolding.new_plugin(name, kind, out or Path())))
 
 
 @app.command(epilog="Example:\n\nscm plugins --json")
