@@ -71,11 +71,11 @@ scm plugins
 scm doctor
 ```
 
-`pytest` tries what a {kind} promises; `scm plugins` says whether the plugin was loaded, and why not.
+`pytest` tries whether it keeps the promises of its kind, {kind}; `scm plugins` says whether it was loaded, and why not.
 """
 
 TEST = '''\
-"""The {kind} '{name}' keeps what a {kind} promises."""
+"""Whether '{name}' keeps the promises of its kind, {kind}."""
 
 from scmreg.testing import conformance
 
@@ -184,14 +184,14 @@ def check_name(name: str, kind: str) -> None:
         )
     if name in known:
         raise PluginError(
-            f"there is a {kind} '{name}' already, {known[name].__module__}.{known[name].__qualname__}",
+            f"{kind} '{name}' exists already: {known[name].__module__}.{known[name].__qualname__}",
             "choose another name",
         )
     for plugin in registry.plugins():
         if plugin.name == name:
-            raise PluginError(f"there is a plugin '{name}' already, of {plugin.source}", "choose another name")
+            raise PluginError(f"plugin '{name}' exists already: {plugin.source}", "choose another name")
     if importlib.util.find_spec(module_of(name)) is not None:
-        raise PluginError(f"there is a module {module_of(name)} already", "choose another name")
+        raise PluginError(f"module {module_of(name)} exists already", "choose another name")
 
 
 def template(kind: str) -> str:
@@ -202,7 +202,7 @@ def template(kind: str) -> str:
     """
     path = resources.files("scmreg_cli.templates") / f"{kind}.py"
     if not path.is_file():
-        raise UnknownComponentError(f"there is no template for a {kind}")
+        raise UnknownComponentError(f"no template of kind '{kind}'")
     return path.read_text(encoding="utf-8")
 
 
