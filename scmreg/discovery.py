@@ -1,9 +1,12 @@
 """Finding plugins: ours first and fatal, everybody else's each in quarantine.
 
 A plugin is a module or package with the hook ``scmreg_components``, announced by an entry point in the group
-``scmreg`` or named as a loose file. A third-party plugin that fails to import, names an unknown hook, returns
-something else than components or takes a name already taken is recorded with its reason and left out; everything
-else goes on working. `scm plugins` and `scm doctor` show the record.
+``scmreg`` or named as a loose file. A third-party plugin that fails to import, is written for another scmreg, names an
+unknown hook, returns something else than components or takes a name already taken is recorded with its reason and left
+out; everything else goes on working. `scm plugins` and `scm doctor` show the record.
+
+The environment variable ``SCMREG_PLUGINS`` restricts third parties to the plugins that it lists, by commas; empty, it
+leaves them all out.
 """
 
 from __future__ import annotations
@@ -13,25 +16,30 @@ import importlib.util
 import sys
 import time
 import traceback
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
 import pluggy
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
-from scmreg import hookspecs, options
+from scmreg import API_VERSION, __version__, hookspecs, options, restriction
 from scmreg.component import Component
-from scmreg.errors import PluginError
+from scmreg.errors import PluginError, did_you_mean
 from scmreg.kinds import KINDS
 
-__all__ = ["GROUP", "LOOSE", "Plugin", "discover", "load_file"]
+__all__ = ["GROUP", "LOOSE", "SLOW", "Plugin", "discover", "load_file"]
 
 GROUP = "scmreg"
 LOOSE = "scmreg_plugin_"
 """Beginning of the module names of loose files."""
 OURS = "scmreg"
 """The distribution whose plugins are part of this project: a fault in them is a bug, not a quarantine."""
+SLOW = 1.0
+"""Seconds of import from which a third-party plugin is called slow."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,22 @@ class Plugin:
     """The traceback of an import that failed."""
     seconds: float = 0.0
     """Time that the import took."""
+    api: tuple[int, int] | None = None
+    """Version of the plugin API that it says it is written for; ``None`` if it says none."""
+    deprecations: tuple[str, ...] = ()
+    """What it implements that a later version will not have."""
+    left_out: bool = False
+    """Whether it was not looked at, because ``SCMREG_PLUGINS`` does not name it."""
+
+    @property
+    def ours(self) -> bool:
+        """Whether it comes with scmreg itself."""
+        return self.source == f"{OURS} {__version__}"
+
+    @property
+    def slow(self) -> bool:
+        """Whether a third party makes every command wait for its import."""
+        return self.seconds >= SLOW and not self.ours
 
 
 def discover(taken: dict[tuple[str, str], str]) -> list[Plugin]:
@@ -60,9 +84,17 @@ def discover(taken: dict[tuple[str, str], str]) -> list[Plugin]:
         Exception: whatever a plugin of this distribution raises.
     """
     entries = list(importlib.metadata.entry_points(group=GROUP))
-    entries.sort(key=lambda entry: (_distribution(entry)[0] != OURS, entry.name))
-    plugins = []
+    entries.sort(key=lambda entry: (_distribution(entry)[0] != OURS, entry.name, _distribution(entry)[0]))
+    permitted = restriction.allowed()
+    if permitted is not None and (unknown := sorted(permitted - {entry.name for entry in entries})):
+        theirs = [entry.name for entry in entries if _distribution(entry)[0] != OURS]
+        raise PluginError(
+            f"{restriction.VARIABLE} names '{unknown[0]}', which is not installed{did_you_mean(unknown[0], theirs)}",
+            f"installed plugins of others: {', '.join(dict.fromkeys(theirs)) or 'none'}",
+        )
+    plugins: list[Plugin] = []
     seen: set[tuple[str, str]] = set()
+    names: dict[str, str] = {}
     for entry in entries:
         if (
             entry.name,
@@ -71,8 +103,15 @@ def discover(taken: dict[tuple[str, str], str]) -> list[Plugin]:
             continue
         seen.add((entry.name, entry.value))
         distribution, version = _distribution(entry)
-        source = f"{distribution} {version}"
-        plugins.append(_load(entry.name, source, entry.load, taken, fatal=distribution == OURS))
+        ours, source = distribution == OURS, f"{distribution} {version}"
+        if not ours and permitted is not None and entry.name not in permitted:
+            plugins.append(Plugin(entry.name, source, left_out=True))
+        elif entry.name in names:
+            taken_by = f"there is a plugin '{entry.name}' already, of {names[entry.name]}"
+            plugins.append(Plugin(entry.name, source, error=taken_by))
+        else:
+            names[entry.name] = source
+            plugins.append(_load(entry.name, source, _loader(entry), taken, fatal=ours))
     return plugins
 
 
@@ -106,12 +145,35 @@ def _distribution(entry: importlib.metadata.EntryPoint) -> tuple[str, str]:
     return (entry.dist.name, entry.dist.version) if entry.dist is not None else ("unknown", "")
 
 
-def _load(name: str, source: str, load: object, taken: dict[tuple[str, str], str], *, fatal: bool) -> Plugin:
+def _loader(entry: importlib.metadata.EntryPoint) -> Callable[[], ModuleType]:
+    """Return a function that imports what an entry point names, if its distribution is written for this scmreg."""
+
+    def load() -> ModuleType:
+        for line in (entry.dist.requires if entry.dist is not None else None) or ():
+            requirement = Requirement(line)
+            applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+            if applies and canonicalize_name(requirement.name) == OURS and __version__ not in requirement.specifier:
+                raise PluginError(
+                    f"is written for scmreg {requirement.specifier}, and this is scmreg {__version__}: install a"
+                    " version of one that fits the other"
+                )
+        module: ModuleType = entry.load()
+        return module
+
+    return load
+
+
+def _load(
+    name: str, source: str, load: Callable[[], ModuleType], taken: dict[tuple[str, str], str], *, fatal: bool
+) -> Plugin:
     start = time.perf_counter()
     try:
-        module = load()  # type: ignore[operator]
-        components = _components(module)
+        module = load()
+        api = _api(module)
+        components, deprecations = _components(module)
         _check(components, taken)
+        if not fatal:
+            _ask(components)
     except (Exception, SystemExit) as error:  # SystemExit: a script that runs on import must not end ours
         if fatal:
             raise
@@ -124,14 +186,36 @@ def _load(name: str, source: str, load: object, taken: dict[tuple[str, str], str
         )
     for component in components:
         taken[component.kind, component.name] = f"{name} ({source})"
-    return Plugin(name, source, tuple(components), seconds=time.perf_counter() - start)
+    return Plugin(name, source, tuple(components), None, "", time.perf_counter() - start, api, deprecations)
 
 
-def _components(module: ModuleType) -> list[type[Component]]:
-    """Ask one plugin for its components through a plugin manager of its own, so that no other is disturbed."""
+def _api(module: ModuleType) -> tuple[int, int] | None:
+    """Return the version of the plugin API that a plugin says it is written for, if this scmreg has it."""
+    said = getattr(module, "scmreg_api", None)
+    if said is None:
+        return None
+    if not (isinstance(said, tuple) and len(said) == 2 and all(type(number) is int for number in said)):
+        raise PluginError(f"scmreg_api is {said!r}: it is a pair of integers, such as scmreg_api = {API_VERSION}")
+    (major, minor), (ours, last) = said, API_VERSION
+    here = f"and this is scmreg {__version__} with {ours}.{last}"
+    if (major, minor) > (ours, last):
+        raise PluginError(f"is written for the plugin API {major}.{minor}, {here}: upgrade scmreg")
+    if major < ours:
+        raise PluginError(f"is written for the plugin API {major}.{minor}, {here}: upgrade the plugin")
+    return major, minor
+
+
+def _components(module: ModuleType) -> tuple[list[type[Component]], tuple[str, ...]]:
+    """Ask one plugin for its components through a plugin manager of its own, so that no other is disturbed.
+
+    Returns:
+        The components, and what pluggy warns of: hooks, or arguments of hooks, that are deprecated.
+    """
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
-    manager.register(module)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        manager.register(module)
     try:
         manager.check_pending()
     except pluggy.PluginValidationError as error:
@@ -144,7 +228,7 @@ def _components(module: ModuleType) -> list[type[Component]]:
         if isinstance(result, type) or not isinstance(result, Iterable):
             raise PluginError(f"scmreg_components() returned {result!r}, not a list of component classes")
         listed += result
-    return listed
+    return listed, tuple(f"{each.message} ({Path(each.filename).name}:{each.lineno})" for each in heard)
 
 
 def _check(components: list[type[Component]], taken: dict[tuple[str, str], str]) -> None:
@@ -164,3 +248,11 @@ def _check(components: list[type[Component]], taken: dict[tuple[str, str], str])
             owner = taken.get(key, "the same plugin")
             raise PluginError(f"{component.kind} '{component.name}' is already taken by {owner}")
         here.add(key)
+
+
+def _ask(components: list[type[Component]]) -> None:
+    """Ask what every list of components asks, here where a failure is contained."""
+    for component in components:
+        reason = component.unavailable()
+        if not (reason is None or isinstance(reason, str)):
+            raise PluginError(f"{component.__name__}.unavailable() returned {reason!r}, neither a reason nor None")

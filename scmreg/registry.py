@@ -11,16 +11,17 @@ from __future__ import annotations
 import functools
 import importlib
 import threading
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
-from scmreg import discovery
+from scmreg import discovery, restriction
 from scmreg.component import Component
 from scmreg.errors import OptionError, ScmError, UnknownComponentError, did_you_mean
 from scmreg.kinds import KINDS
 
-__all__ = ["KINDS", "Registry", "load_file", "plugins", "registry", "spelled_out"]
+__all__ = ["KINDS", "Registry", "blame", "load_file", "plugins", "registry", "spelled_out"]
 
 C = TypeVar("C", bound=Component)
 
@@ -73,6 +74,38 @@ def load_file(path: str | Path) -> discovery.Plugin:
     return plugin
 
 
+def blame(error: BaseException) -> str | None:
+    """Say through which third-party plugin an error came; ``None`` if through none.
+
+    The innermost function of a plugin is named, and of which component it is, where it is a method of one.
+    """
+    if _state is None:
+        return None
+    owners = {
+        component.__module__.partition(".")[0]: plugin
+        for plugin in _state.plugins
+        if not plugin.ours
+        for component in plugin.components
+    }
+    owner, inside = None, ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        plugin = owners.get(str(frame.f_globals.get("__name__", "")).partition(".")[0])
+        if plugin is None:
+            continue
+        component, function = frame.f_locals.get("self"), frame.f_code.co_name
+        if isinstance(component, plugin.components):
+            inside = f"`{function}` of {component.kind} '{component.name}'"
+        elif plugin is not owner:
+            inside = f"`{function}`"
+        owner = plugin
+    if owner is None:
+        return None
+    return (
+        f"{inside} failed, which comes from plugin '{owner.name}' ({owner.source}): tell its author, or leave it out by"
+        " --no-plugins"
+    )
+
+
 class Registry(Mapping[str, type[C]], Generic[C]):
     """The components of one kind by name, a read-only mapping in alphabetical order."""
 
@@ -88,10 +121,12 @@ class Registry(Mapping[str, type[C]], Generic[C]):
         known = self._known()
         if name not in known:
             broken = [plugin.name for plugin in plugins() if plugin.error]
+            left_out = [plugin.name for plugin in plugins() if plugin.left_out]
             raise UnknownComponentError(
                 f"no {self.kind} called '{name}'{did_you_mean(name, known)}",
                 f"available: {', '.join(known) or 'none'}",
                 f"plugins that failed to load: {', '.join(broken)} (see `scm doctor`)" if broken else None,
+                f"plugins that were left out: {', '.join(left_out)} ({restriction.VARIABLE})" if left_out else None,
             )
         return known[name]
 

@@ -18,8 +18,7 @@ from typing import Any
 
 import typer
 
-from scmreg import cache
-from scmreg.errors import ScmError
+from scmreg import cache, restriction
 
 __all__ = [
     "benchmark_settings",
@@ -147,7 +146,8 @@ def _matching(found: Iterable[tuple[str, str]], incomplete: str) -> Suggestions:
 
 
 def _cache_path() -> Path:
-    """Return where the catalogue of this installation is kept."""
+    """Return where the catalogue of this installation, of the plugins that may be loaded, is kept."""
+    permitted = restriction.allowed()
     entries = []
     for entry in importlib.metadata.entry_points(group="scmreg"):
         version = entry.dist.version if entry.dist else ""
@@ -157,7 +157,9 @@ def _cache_path() -> Path:
         except (ImportError, OSError, ValueError):
             changed = 0
         entries.append((entry.name, entry.value, version, changed))
-    digest = hashlib.sha256(repr((FORMAT, sorted(entries))).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(
+        repr((FORMAT, sorted(entries), permitted and sorted(permitted), permitted is None)).encode()
+    ).hexdigest()[:16]
     return cache.folder() / f"catalogue-{digest}.json"
 
 
@@ -181,7 +183,8 @@ def _make() -> dict[str, Any]:
     default = recipe.Recipe()
     objectives = {}
     for name in registry.registry("objective"):
-        with suppress(ScmError):  # one with an option that must be given has no defaults to complete
+        # One with an option that must be given has no defaults to complete; a third party's may fail in its own way.
+        with suppress(Exception):
             objectives[name] = registry.registry("objective").create(name)
     return {
         "components": {

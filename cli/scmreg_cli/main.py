@@ -7,12 +7,14 @@ imports what it needs when it is called.
 from __future__ import annotations
 
 import enum
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from scmreg import restriction
 from scmreg.errors import ScmError
 from scmreg_cli import completion
 
@@ -43,6 +45,13 @@ def _load_plugins(paths: list[Path] | None) -> list[Path] | None:
     return paths
 
 
+def _without_plugins(asked: bool) -> bool:
+    if asked:
+        # Where processes that this one starts find it too.
+        os.environ[restriction.VARIABLE] = ""
+    return asked
+
+
 def _selector(kind: str, what: str) -> Any:
     return typer.Option(
         f"--{kind}",
@@ -60,7 +69,15 @@ Plugin = Annotated[
         help="Load a plugin from a Python file.",
         metavar="FILE.py",
         callback=_load_plugins,
-        is_eager=True,
+    ),
+]
+NoPlugins = Annotated[
+    bool,
+    typer.Option(
+        "--no-plugins",
+        help="Load no plugin of others: built-ins, and what [cyan]--plugin[/] names.",
+        callback=_without_plugins,
+        is_eager=True,  # before --plugin, which loads
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout instead of a table.")]
@@ -128,6 +145,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe as YAML and stop.")] = False,
     json: Json = False,
     plugin: Plugin = None,
+    no_plugins: NoPlugins = False,
 ) -> None:
     """Train a model, sample from it and judge it.
 
@@ -174,6 +192,7 @@ def list_(
     ] = False,
     json: Json = False,
     plugin: Plugin = None,
+    no_plugins: NoPlugins = False,
 ) -> None:
     """List the components that are installed, or what fits with what."""
     from scmreg_cli import showing
@@ -191,6 +210,7 @@ def show(
     ],
     json: Json = False,
     plugin: Plugin = None,
+    no_plugins: NoPlugins = False,
 ) -> None:
     """Show a component: formula, options with defaults and bounds, reference."""
     from scmreg_cli import showing
@@ -250,6 +270,7 @@ def sample(
     settings: Set = None,
     json: Json = False,
     plugin: Plugin = None,
+    no_plugins: NoPlugins = False,
 ) -> None:
     """Draw samples from a trained run, as a picture or as arrays."""
     from scmreg_cli import running
@@ -283,6 +304,7 @@ def eval_(
     device: Device = None,
     json: Json = False,
     plugin: Plugin = None,
+    no_plugins: NoPlugins = False,
 ) -> None:
     """Judge a trained run again, with other samplers, metrics or counts."""
     from scmreg_cli import running
@@ -302,6 +324,7 @@ def report(
     ] = None,
     json: Json = False,
     plugin: Plugin = None,
+    no_plugins: NoPlugins = False,
 ) -> None:
     """Write one page that shows a run: results, samples, curves, maps over time, recipe, machine.
 
@@ -332,6 +355,7 @@ def compare(
     ] = None,
     json: Json = False,
     plugin: Plugin = None,
+    no_plugins: NoPlugins = False,
 ) -> None:
     """Put runs side by side: where their recipes differ, and their figures where those can be compared."""
     from scmreg_cli import reporting
@@ -349,6 +373,7 @@ def verify(
     seed: Annotated[int, typer.Option(help="Seed of the cases.", min=0)] = 0,
     json: Json = False,
     plugin: Plugin = None,
+    no_plugins: NoPlugins = False,
 ) -> None:
     """Prove on this machine, in about a minute, what the library claims of its mathematics.
 
@@ -390,6 +415,7 @@ def bench(
     ] = None,
     json: Json = False,
     plugin: Plugin = None,
+    no_plugins: NoPlugins = False,
     help_: Annotated[
         bool, typer.Option("--help", "-h", help="Show this message, and the options of the benchmark.")
     ] = False,
@@ -443,7 +469,7 @@ def new(
 
 
 @app.command(epilog="Example:\n\nscm plugins --json")
-def plugins(json: Json = False, plugin: Plugin = None) -> None:
+def plugins(json: Json = False, plugin: Plugin = None, no_plugins: NoPlugins = False) -> None:
     """List the plugins that were found, loaded or not, and why not."""
     from scmreg_cli import showing
 
@@ -451,7 +477,7 @@ def plugins(json: Json = False, plugin: Plugin = None) -> None:
 
 
 @app.command(epilog="Example:\n\nscm doctor --json")
-def doctor(json: Json = False, plugin: Plugin = None) -> None:
+def doctor(json: Json = False, plugin: Plugin = None, no_plugins: NoPlugins = False) -> None:
     """Examine the installation: versions, devices, plugins, components that cannot run here."""
     from scmreg_cli import showing
 
@@ -471,6 +497,7 @@ def _main(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
+    no_plugins: NoPlugins = False,
 ) -> None:
     pass
 
@@ -483,6 +510,13 @@ def main() -> None:
         lines = [f"error: {error.what}", *(f"  {hint}" for hint in error.hints)]
         typer.echo("\n".join(lines), err=True)
         sys.exit(error.exit_code)
+    except Exception as error:
+        if "scmreg.registry" in sys.modules:  # else no plugin has been loaded
+            from scmreg import registry
+
+            if said := registry.blame(error):
+                error.add_note(said)
+        raise
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from scmreg import matrix, registry
+from scmreg import matrix, registry, restriction
+from scmreg.discovery import Plugin
 from scmreg.errors import OptionError, WrongResultError
 from scmreg.options import Option, options_of, schema
 
@@ -202,7 +203,11 @@ def list_plugins(*, as_json: bool) -> None:
                 "source": plugin.source,
                 "components": [f"{c.kind}/{c.name}" for c in plugin.components],
                 "error": plugin.error,
+                "left_out": plugin.left_out,
+                "api": plugin.api,
+                "deprecations": plugin.deprecations,
                 "seconds": round(plugin.seconds, 3),
+                "slow": plugin.slow,
             }
             for plugin in found
         ]
@@ -210,17 +215,20 @@ def list_plugins(*, as_json: bool) -> None:
         return
     made = table("plugin", "from", "seconds", "components")
     for plugin in found:
-        if plugin.error:
-            made.add_row(
-                plugin.name,
-                plugin.source,
-                f"{plugin.seconds:.2f}",
-                f"[red]not loaded:[/] {escape(plugin.error)}",
-            )
-        else:
-            listed_text = ", ".join(f"{c.kind}/{c.name}" for c in plugin.components)
-            made.add_row(f"[bold]{plugin.name}[/]", plugin.source, f"{plugin.seconds:.2f}", listed_text)
+        name = plugin.name if plugin.error or plugin.left_out else f"[bold]{plugin.name}[/]"
+        seconds = f"[yellow]{plugin.seconds:.2f} slow[/]" if plugin.slow else f"{plugin.seconds:.2f}"
+        made.add_row(name, plugin.source, seconds, _state_of(plugin), style="dim" if plugin.left_out else None)
     console().print(made)
+
+
+def _state_of(plugin: Plugin) -> str:
+    """Say what a plugin brings, or why not, and what of it is deprecated."""
+    if plugin.left_out:
+        return f"left out: not in {restriction.VARIABLE}"
+    if plugin.error:
+        return f"[red]not loaded:[/] {escape(plugin.error)}"
+    listed = ", ".join(f"{c.kind}/{c.name}" for c in plugin.components)
+    return "\n".join([listed, *(f"[yellow]deprecated:[/] {escape(each)}" for each in plugin.deprecations)])
 
 
 PACKAGES = (
@@ -242,7 +250,11 @@ def doctor(*, as_json: bool) -> None:
     import torch
 
     versions = {name: _version(name) for name in PACKAGES}
-    broken = [plugin for plugin in registry.plugins() if plugin.error]
+    found = registry.plugins()
+    broken = [plugin for plugin in found if plugin.error]
+    slow = [plugin for plugin in found if plugin.slow]
+    left_out = [plugin for plugin in found if plugin.left_out]
+    deprecated = [plugin for plugin in found if plugin.deprecations]
     cannot = {
         f"{kind}/{name}": reason
         for kind in registry.KINDS
@@ -267,6 +279,9 @@ def doctor(*, as_json: bool) -> None:
         "broken_plugins": {
             plugin.name: {"from": plugin.source, "error": plugin.error, "detail": plugin.detail} for plugin in broken
         },
+        "slow_plugins": {plugin.name: round(plugin.seconds, 3) for plugin in slow},
+        "deprecations": {plugin.name: plugin.deprecations for plugin in deprecated},
+        "left_out_plugins": [plugin.name for plugin in left_out],
     }
     if as_json:
         print(json.dumps(report))
@@ -286,7 +301,19 @@ def doctor(*, as_json: bool) -> None:
             "[red]plugin not loaded[/]",
             escape(f"{plugin.name} ({plugin.source}): {plugin.error}\n{plugin.detail}".rstrip()),
         )
-    if not cannot and not broken:
+    for plugin in slow:
+        made.add_row(
+            "[yellow]slow plugin[/]",
+            f"{plugin.name} ({plugin.source}) takes {plugin.seconds:.2f} s to import, which every command waits for;"
+            " what it imports could be imported where it is used",
+        )
+    for plugin in deprecated:
+        for each in plugin.deprecations:
+            made.add_row("[yellow]deprecated[/]", escape(f"{plugin.name} ({plugin.source}): {each}"))
+    if left_out:
+        listed = ", ".join(f"{plugin.name} ({plugin.source})" for plugin in left_out)
+        made.add_row("plugins left out", f"{escape(listed)}: not in {restriction.VARIABLE}")
+    if not cannot and not broken and not slow and not deprecated:
         made.add_row("[green]no problems[/]", "every plugin was loaded, every component can run here")
     out.print(made)
 
@@ -310,6 +337,9 @@ def _attention() -> dict[str, str]:
             operation_of(backend)
         except WrongResultError as error:
             states[backend] = error.what
+            continue
+        except Exception as error:  # of whatever a third party's backend dies, the report goes on
+            states[backend] = f"fails: {type(error).__name__}: {error}"
             continue
         found = examination(backend, component)
         listed = ", ".join(f"{name} {error:.0e}" for name, error in found.errors.items())

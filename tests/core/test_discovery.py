@@ -246,7 +246,7 @@ def test_completion_notices_a_new_plugin(install):
 def test_a_fault_of_ours_is_a_bug(monkeypatch):
     class Entry:
         name, value, module = "ours", "nowhere", "nowhere"
-        dist = type("Dist", (), {"name": "scmreg", "version": "0"})
+        dist = type("Dist", (), {"name": "scmreg", "version": "0", "requires": None})
 
         def load(self):
             raise RuntimeError("our own fault")
@@ -262,7 +262,7 @@ def test_ours_come_first_whatever_the_order(monkeypatch):
 
     class Entry:
         name, value, module = "aaa", "aaa", "aaa"
-        dist = type("Dist", (), {"name": "aaa", "version": "9"})
+        dist = type("Dist", (), {"name": "aaa", "version": "9", "requires": None})
 
         def load(self):
             from types import ModuleType
