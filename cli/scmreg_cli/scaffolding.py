@@ -45,6 +45,7 @@ only-include = ["{module}.py"]
 
 [tool.pytest.ini_options]
 testpaths = ["tests"]
+pythonpath = ["."]
 
 [tool.ruff]
 line-length = 120
@@ -77,11 +78,15 @@ scm doctor
 TEST = '''\
 """Whether '{name}' keeps the promises of its kind, {kind}."""
 
-from scmreg.testing import conformance
+from scmreg.testing import BoundCheck, conformance
 
 from {module} import {cls}
 
-test_{identifier} = conformance({cls})
+
+@conformance({cls})
+def test_{identifier}(check: BoundCheck) -> None:
+    """Try one promise."""
+    check()
 '''
 
 IGNORE = """\
