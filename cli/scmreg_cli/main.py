@@ -414,6 +414,7 @@ def check(
     seed: Annotated[int, typer.Option(help="Seed of the cases.", min=0)] = 0,
     json: Json = False,
     plugin: Plugin = None,
+    no_plugins: NoPlugins = False,
 ) -> None:
     """Check that components keep what their kind promises.
 

@@ -68,11 +68,12 @@ written.
 
 ```bash
 pytest
+scm check {kind}/{name}
 scm plugins
-scm doctor
 ```
 
-`pytest` tries whether it keeps the promises of its kind, {kind}; `scm plugins` says whether it was loaded, and why not.
+`pytest` and `scm check` try whether it keeps the promises of its kind, {kind}; `scm plugins` says whether it was
+loaded, and why not.
 """
 
 TEST = '''\
@@ -140,6 +141,7 @@ def new_plugin(name: str, kind: str, out: Path) -> list[str]:
         "next:",
         f"  pip install -e {folder}",
         *(f"  {line}" for line in uses(name, kind)),
+        f"  scm check {kind}/{name}",
         f"  pytest {folder}",
     ]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import runpy
 import shlex
 import sys
 import tomllib
@@ -15,13 +17,13 @@ import pytest
 import typer
 import yaml
 
-from scmreg import discovery, recipe, registry
+from scmreg import discovery, recipe, registry, restriction
 from scmreg.options import options_of
 from scmreg.progress import Progress
 from scmreg.proofs import PROOFS
 from scmreg.run import execute as execute_run
 from scmreg.run import open_folder, prepare
-from scmreg_cli import main
+from scmreg_cli import checking, main
 from scmreg_cli.benching import made_of
 
 ROOT = Path(__file__).parents[2]
@@ -72,21 +74,24 @@ def name(page: Path) -> str:
 
 @contextlib.contextmanager
 def fresh_registry() -> Iterator[None]:
-    """Let a command discover plugins as a new process would, and leave the registries as they were."""
-    before = registry._state
+    """Let a command discover plugins as a new process would, and leave registries and environment as they were."""
+    before, said = registry._state, os.environ.get(restriction.VARIABLE)
     registry._state = None
     try:
         yield
     finally:
         registry._state = before
+        if said is None:
+            os.environ.pop(restriction.VARIABLE, None)
 
 
 @pytest.fixture(autouse=True)
-def _own_registry() -> Iterator[None]:
+def _own_registry(tmp_path: Path) -> Iterator[None]:
     with fresh_registry():
         yield
-    for module in [module for module in sys.modules if module.startswith("scmreg_plugin_")]:
-        del sys.modules[module]
+    for name, module in list(sys.modules.items()):
+        if name.startswith("scmreg_plugin_") or (getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")
@@ -127,6 +132,8 @@ def test_page_is_true(
             Path(block.title).write_text(block.text, encoding="utf-8")
         if block.language == "python" and not block.title:
             exec(compile("\n" * block.line + block.text, str(page), "exec"), namespace)
+        elif block.language == "python" and str(block.title).startswith("test_"):
+            check_tests(tmp_path / str(block.title), monkeypatch)
         elif block.language == "python":
             with fresh_registry():
                 assert registry.load_file(str(block.title)).components
@@ -153,8 +160,34 @@ def check_project(project: dict[str, Any]) -> None:
         assert Path(f"{module}.py").is_file(), "the page has no module of this name"
 
 
+def check_tests(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests of a page are collected; what they try is tried elsewhere."""
+    monkeypatch.syspath_prepend(str(path.parent))
+    namespace = runpy.run_path(str(path))
+    found = [value for name, value in namespace.items() if name.startswith("test_")]
+    assert found
+    assert all(mark.args[1] for function in found for mark in function.pytestmark)
+
+
+def install(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a package that a page has written on the import path, as an editable installation would."""
+    project = tomllib.loads((package / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    info = package / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    listed = "\n".join(f"{name} = {module}" for name, module in project["entry-points"][discovery.GROUP].items())
+    (info / "entry_points.txt").write_text(f"[{discovery.GROUP}]\n{listed}\n")
+    monkeypatch.syspath_prepend(str(package.resolve()))
+    registry._state = None  # found anew
+
+
 def check_command(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     if words[:2] == ["pip", "install"]:
+        if Path(words[-1], "pyproject.toml").is_file():
+            install(Path(words[-1]), monkeypatch)
+        return
+    if words[0] == "pytest" and len(words) == 2:
+        assert list(Path(words[1]).glob("tests/test_*.py"))
         return
     assert words[0] == "scm", f"not a command of this project: {shlex.join(words)}"
     arguments = words[1:]
@@ -164,7 +197,7 @@ def check_command(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pyt
             parse(arguments)
         else:
             check_run(arguments, monkeypatch, capsys)
-    elif arguments[0] in ("list", "show", "plugins", "doctor") or "--help" in arguments or of_trained(arguments):
+    elif arguments[0] in ("list", "show", "plugins", "doctor", "new") or "--help" in arguments or of_trained(arguments):
         assert execute(arguments, monkeypatch, capsys)
     else:
         parse(arguments)
@@ -211,6 +244,9 @@ def parse(arguments: list[str]) -> None:
         given = context.params
     if arguments[0] == "bench":
         assert given["name"] is None or made_of(given["name"], given["settings"] or (), context.args)
+        return
+    if arguments[0] == "check":
+        assert given["name"] is None or given["plugin"] or checking.named(given["name"])
         return
     assert {*(given.get("names") or ())} <= {*PROOFS}
     tree = recipe.Recipe().to_tree()

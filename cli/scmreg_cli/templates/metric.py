@@ -20,7 +20,7 @@ class Example(scmreg.Metric, name="example"):
 
     formula = "2 E|x - y| - E|x - x'| - E|y - y'|,  x samples, y data"
     reference = "Szekely & Rizzo 2013, Energy statistics, Eq. 5"
-    figures = ("energy",)
+    figures = zero_on_itself = symmetric = ("energy",)
 
     count: Count = 2000
     """Samples, and items of the data, that are compared at most: the first ones."""
