@@ -35,6 +35,7 @@ _HOME = {
     "Sampler": "sampler",
     "Schedule": "schedule",
     "ScmError": "errors",
+    "Study": "study",
     "Weighting": "weighting",
     "attend": "attention",
     "attend_jvp": "attention",
@@ -54,6 +55,7 @@ _REGISTRIES = {
     "proposals": "proposal",
     "samplers": "sampler",
     "schedules": "schedule",
+    "studies": "study",
     "weightings": "weighting",
 }
 
@@ -78,6 +80,7 @@ __all__ = [
     "Sampler",
     "Schedule",
     "ScmError",
+    "Study",
     "Weighting",
     "__version__",
     "attend",
@@ -96,6 +99,7 @@ __all__ = [
     "proposals",
     "samplers",
     "schedules",
+    "studies",
     "weightings",
 ]
 
@@ -118,6 +122,7 @@ if TYPE_CHECKING:
     from scmreg.sample import load_run
     from scmreg.sampler import Sampler
     from scmreg.schedule import Schedule
+    from scmreg.study import Study
     from scmreg.types import Batch, Conditions
     from scmreg.weighting import Weighting
 
@@ -132,6 +137,7 @@ if TYPE_CHECKING:
     proposals: Registry[Proposal]
     samplers: Registry[Sampler]
     schedules: Registry[Schedule]
+    studies: Registry[Study]
     weightings: Registry[Weighting]
 
 
