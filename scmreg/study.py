@@ -75,6 +75,11 @@ class Results:
         """Return how many seeds of a condition diverged."""
         return sum(self.figures[condition, seed] is None for seed in self.seeds)
 
+    @property
+    def whole(self) -> bool:
+        """Whether no training diverged."""
+        return all(found is not None for found in self.figures.values())
+
     def of(self, condition: str, figure: str) -> list[float]:
         """Return a figure of every seed in turn; infinite where training diverged.
 

@@ -52,17 +52,18 @@ class VSDDiversity(Study, name="vsd-diversity"):
         return (
             Verdict(
                 "VSD has the higher precision than sCD, under every seed",
-                results.below(precision, "scd", "vsd"),
+                results.whole and results.below(precision, "scd", "vsd"),
                 both(precision),
             ),
             Verdict(
                 "VSD has the lower recall than sCD, under every seed",
-                results.below(recall, "vsd", "scd"),
+                results.whole and results.below(recall, "vsd", "scd"),
                 both(recall),
             ),
             Verdict(
                 "the sum lies between the two, in precision and in recall (means)",
-                all(
+                results.whole
+                and all(
                     low <= results.mean("scd+vsd", name) <= high
                     for name in (precision, recall)
                     for low, high in [sorted((results.mean("scd", name), results.mean("vsd", name)))]

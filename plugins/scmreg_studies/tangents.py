@@ -104,7 +104,7 @@ class TangentStability(Study, name="tangent-stability"):
         return (
             Verdict(
                 "told the logarithm of the noise level, ∂f/∂t explodes towards pure noise (tenfold and more)",
-                all(min(growth[name]) > 10 for name in logs),
+                results.whole and all(min(growth[name]) > 10 for name in logs),
                 f"its norm beyond t = {ENDS[2]} over the median between {ENDS[0]} and {ENDS[1]}: "
                 + results.listed("time_growth", logs),
             ),
@@ -130,6 +130,9 @@ class TangentStability(Study, name="tangent-stability"):
         ):
             for colour, condition in zip(COLOURS, results.conditions, strict=False):
                 curves = results.curves(condition, name)
+                if not len(curves):
+                    axes.plot([], [], color=colour, label=f"{condition} (diverged)")
+                    continue
                 times = results.curves(condition, "t")[0]
                 axes.plot(times, curves.mean(0), color=colour, label=condition)
                 axes.fill_between(times, curves.min(0), curves.max(0), color=colour, alpha=0.15, linewidth=0)
