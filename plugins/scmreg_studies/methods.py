@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from annotated_types import MinLen
 
 from scmreg.study import Arm, Results, Study, Verdict
 from scmreg.types import Count
@@ -100,7 +101,7 @@ class TuningEfficiency(Study, name="tuning-efficiency"):
     """Steps of the diffusion model."""
     tuning: Count = 1500
     """Steps of the tuning that is compared; training from scratch takes both."""
-    lengths: tuple[Count, ...] = (250, 500, 1000, 2000, 4000)
+    lengths: Annotated[tuple[Count, ...], MinLen(3)] = (250, 500, 1000, 2000, 4000)
     """Steps of the further tunings by ECT."""
 
     def arms(self) -> Sequence[Arm]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from annotated_types import MinLen
 
 from scmreg.study import Arm, Results, Study, Verdict
 from scmreg.types import Count
@@ -33,7 +34,7 @@ class Discretisation(Study, name="discretisation"):
 
     steps: Count = 2000
     """Training steps of each student."""
-    intervals: tuple[Count, ...] = (8, 32, 128, 1024, 8192, 65536, 1048576)
+    intervals: Annotated[tuple[Count, ...], MinLen(2)] = (8, 32, 128, 1024, 8192, 65536, 1048576)
     """Numbers N of time steps."""
 
     def arms(self) -> Sequence[Arm]:
@@ -101,7 +102,7 @@ class CurseOfConsistency(Study, name="curse-of-consistency"):
     """Training steps of each model."""
     points: Count = 8
     """Times that a model is judged in the course of its training."""
-    intervals: tuple[Count, ...] = (8, 32, 128, 512)
+    intervals: Annotated[tuple[Count, ...], MinLen(2)] = (8, 32, 128, 512)
     """Numbers N of intervals."""
 
     def arms(self) -> Sequence[Arm]:
@@ -161,7 +162,7 @@ class Segments(Study, name="segments"):
 
     steps: Count = 2500
     """Training steps of each student."""
-    segments: tuple[Count, ...] = (1, 2, 4, 8)
+    segments: Annotated[tuple[Count, ...], MinLen(2)] = (1, 2, 4, 8)
     """Numbers M of segments."""
 
     def arms(self) -> Sequence[Arm]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import MinLen
 
 from scmreg.registry import registry
 from scmreg.study import Arm, Results, Study, Verdict
@@ -85,7 +87,7 @@ class SwissRollAdaptiveWeighting(Study, name="swissroll-adaptive-weighting"):
 
     steps: Count = 4000
     """Training steps of each model."""
-    evaluations: tuple[Count, ...] = (1, 2, 4, 8, 16, 64)
+    evaluations: Annotated[tuple[Count, ...], MinLen(2)] = (1, 2, 4, 8, 16, 64)
     """Numbers of Euler steps."""
 
     def arms(self) -> Sequence[Arm]:
@@ -117,7 +119,7 @@ class SwissRollAdaptiveWeighting(Study, name="swissroll-adaptive-weighting"):
     def judge(self, results: Results) -> Sequence[Verdict]:
         """Compare every exponent with none where steps are few."""
         none, *powers = results.conditions
-        few = [n for n in self.evaluations if 1 < n <= 4]
+        few = [n for n in self.evaluations if 1 < n <= 4] or [max(self.evaluations)]
         return (
             Verdict(
                 f"with p from 1/2 to 1, samples of {' and of '.join(map(str, few))} steps are closer to the data than"

@@ -332,7 +332,15 @@ def test_every_study_has_cases() -> None:
 @pytest.mark.parametrize("name", FULL)
 def test_every_study_can_be_conducted(name: str, tmp_path: Path) -> None:
     """In its smallest form: its figures are there, they are drawn, and it can be judged."""
-    few = {"steps": 8, "teacher_steps": 8, "pretraining": 8, "tuning": 8, "points": 2, "lengths": [2, 4], "samples": 4}
+    few = {
+        "steps": 8,
+        "teacher_steps": 8,
+        "pretraining": 8,
+        "tuning": 8,
+        "points": 2,
+        "lengths": [2, 3, 4],
+        "samples": 4,
+    }
     options = {key: value for key, value in few.items() if key in set(STUDIES[name].__annotations__)}
     findings = conduct(STUDIES.create(name, seeds=1, **options), tmp_path / "out", Progress(), workers=1)
     for condition in findings.results.conditions:
