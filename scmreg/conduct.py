@@ -43,7 +43,7 @@ class Findings:
     verdicts: tuple[Verdict, ...]
     results: Results
     seconds: float
-    """Time that all arms took together, each counted by itself."""
+    """Processor time that all arms took together."""
 
     @property
     def picture(self) -> Path:
@@ -185,14 +185,14 @@ def _run(study: Mapping[str, Any], recipe: Mapping[str, Any], place: str) -> Non
     chosen: Study = registry.registry("study").create(**study)
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     checkpoint.write_text(folder / "recipe.yaml", made.to_yaml())
-    began = time.perf_counter()
+    began = time.process_time()
     try:
         execute(made, folder, prepare(made), Progress())
         figures: Mapping[str, Any] | None = chosen.measure(folder)
         diverged = None
     except DivergenceError as error:
         figures, diverged = None, error.what
-    saved = {"figures": figures, "diverged": diverged, "seconds": round(time.perf_counter() - began, 3)}
+    saved = {"figures": figures, "diverged": diverged, "seconds": round(time.process_time() - began, 3)}
     checkpoint.write_text(folder / MEASURED, json.dumps(saved, indent=1, allow_nan=False) + "\n")
 
 
