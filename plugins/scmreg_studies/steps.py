@@ -61,7 +61,7 @@ class Discretisation(Study, name="discretisation"):
                 "it grows again for much larger N, where differences are lost to rounding (largest N at least 1.5 times"
                 " the best)",
                 results.mean(discrete[-1], error) > 1.5 * results.mean(best, error),
-                f"best {best}: " + results.listed(error, [best, discrete[-1]]),
+                f"best {best}: " + results.listed(error, dict.fromkeys([best, discrete[-1]])),
             ),
             Verdict(
                 "continuous time is best (mean below that of every N)",
