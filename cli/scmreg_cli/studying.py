@@ -85,4 +85,6 @@ def _print(findings: Findings) -> None:
         mark = "[green]held[/]" if verdict.held else "[red]not held[/]"
         out.print(f"\n{mark}: {escape(verdict.claim)}", soft_wrap=True, highlight=False)
         out.print(f"  {escape(verdict.because)}", soft_wrap=True, highlight=False)
-    out.print(f"\n{findings.seconds:.0f} seconds of processor time; {findings.picture}", highlight=False, soft_wrap=True)
+    out.print(
+        f"\n{findings.seconds:.0f} seconds of processor time; {findings.picture}", highlight=False, soft_wrap=True
+    )

@@ -190,6 +190,16 @@ def falling(names: list[str], figure: str, last: float | None = None) -> dict[st
     return {name: {figure: [value, value * 1.01]} for name, value in zip(names, values, strict=True)}
 
 
+def treatments(values: list[list[float]]) -> dict[str, dict[str, list[float]]]:
+    """Return the distances of none, clip, l2 and rms at each rate."""
+    rows = zip(("0.001", "0.004", "0.016"), values, strict=True)
+    return {
+        f"{name}, rate {rate}": {"frechet@1": [value] * 2, "frechet@2": [value] * 2}
+        for rate, row in rows
+        for name, value in zip(("none", "clip", "l2", "rms"), row, strict=True)
+    }
+
+
 GRID = [f"N = {n}" for n in (8, 32, 128, 1024, 8192, 65536, 1048576)]
 P = [f"p = {p}" for p in ("0", "0.25", "0.5", "0.75", "1")]
 ECT = [f"ECT {n}" for n in (250, 500, 1000, 2000, 4000)]
@@ -206,20 +216,9 @@ FULL: dict[str, list[tuple[dict[str, Any], list[bool]]]] = {
         ({name: {"time_growth": [5, 5], "time_largest": [1, 1]} for name in FORMS}, [False, False, False]),
     ],
     "tangent-normalization": [
-        (
-            {
-                name: {"frechet@1": [value] * 2, "frechet@2": [value] * 2}
-                for name, value in zip(("none", "clip", "l2", "rms"), (1.0, 0.3, 0.3, 0.3), strict=True)
-            },
-            [True, True],
-        ),
-        (
-            {
-                name: {"frechet@1": [value] * 2, "frechet@2": [value] * 2}
-                for name, value in zip(("none", "clip", "l2", "rms"), (1.0, 0.7, 0.7, 1.2), strict=True)
-            },
-            [False, False],
-        ),
+        (treatments([[1.0, 0.9, 0.9, 0.9], [1.0, 0.9, 0.9, 0.9], [9.0, 9.0, 1.0, 1.0]]), [True, False]),
+        (treatments([[1.0, 0.9, 0.9, 0.9], [1.0, 0.9, 0.9, 0.9], [9.0, 8.0, 8.0, 8.0]]), [False, True]),
+        (treatments([[1.0, 0.9, 0.9, 0.9], [1.0, 0.9, 0.9, 0.9], [9.0, 8.0, 8.0, 4.0]]), [False, True]),
     ],
     "adaptive-weighting": [
         (
