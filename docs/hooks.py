@@ -64,6 +64,7 @@ MODULES = (
     "compare",
     "checkpoint",
     "verify",
+    "conduct",
     "bench",
     "rng",
     "progress",
@@ -80,6 +81,8 @@ WITHOUT_SELECTOR = {
     "schedule": "Chosen by the option `schedule` of an objective in discrete time: `--set objective.schedule=NAME`.",
     "distance": "Chosen by the option `distance` of an objective that compares outputs:"
     " `--set objective.distance=NAME`.",
+    "study": "Conducted by `scm study NAME`; options are set by `--set OPTION=VALUE`. See"
+    " [Conduct a study](../how-to/conduct-a-study.md).",
     "metric": "Listed under `evaluation.metrics` of a recipe: `--set evaluation.metrics=[frechet,accuracy]`.",
 }
 

@@ -39,6 +39,7 @@ _HOME = {
     "Sampler": "sampler",
     "Schedule": "schedule",
     "ScmError": "errors",
+    "Study": "study",
     "Weighting": "weighting",
     "attend": "attention",
     "attend_jvp": "attention",
@@ -58,6 +59,7 @@ _REGISTRIES = {
     "proposals": "proposal",
     "samplers": "sampler",
     "schedules": "schedule",
+    "studies": "study",
     "weightings": "weighting",
 }
 
@@ -83,6 +85,7 @@ __all__ = [
     "Sampler",
     "Schedule",
     "ScmError",
+    "Study",
     "Weighting",
     "__version__",
     "attend",
@@ -101,6 +104,7 @@ __all__ = [
     "proposals",
     "samplers",
     "schedules",
+    "studies",
     "weightings",
 ]
 
@@ -123,6 +127,7 @@ if TYPE_CHECKING:
     from scmreg.sample import load_run
     from scmreg.sampler import Sampler
     from scmreg.schedule import Schedule
+    from scmreg.study import Study
     from scmreg.types import Batch, Conditions
     from scmreg.weighting import Weighting
 
@@ -137,6 +142,7 @@ if TYPE_CHECKING:
     proposals: Registry[Proposal]
     samplers: Registry[Sampler]
     schedules: Registry[Schedule]
+    studies: Registry[Study]
     weightings: Registry[Weighting]
 
 

@@ -17,5 +17,6 @@ KINDS: dict[str, str] = {
     "sampler": "Sampler",
     "data": "Data",
     "metric": "Metric",
+    "study": "Study",
 }
 """Every kind and its interface; the interface of kind ``k`` lives in the module ``scmreg.k``."""

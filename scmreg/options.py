@@ -269,7 +269,8 @@ def _words(path: str, value: Any, detail: Any) -> str:
     if detail["type"] in ("int_parsing", "float_parsing", "bool_parsing", "int_from_float"):
         message = message.split(",")[0].replace("valid ", "").replace("a integer", "an integer")
     if detail["type"] == "too_short":
-        return f"{path} must not be empty" if detail["ctx"]["min_length"] == 1 else f"{path} {message}"
+        least = detail["ctx"]["min_length"]
+        return f"{path} must not be empty" if least == 1 else f"{path} must have at least {least} items"
     name, of, owner = path.partition(" of ")
     item = f"[{inner}]" if inner else ""
     return f"{name}{item}{of}{owner} {message}, not {detail.get('input', value)!r}"

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 import scmreg
 from scmreg import checkpoint
+from scmreg.component import Component
 from scmreg.data import Dataset, DataSpec
 from scmreg.denoiser import Denoiser
 from scmreg.discovery import LOOSE
@@ -439,10 +440,13 @@ def teacher_of(run: Run, progress: Progress) -> TeacherModel | None:
     return _trained(teacher, run.recipe, run.folder)
 
 
-def code_digest(recipe: Recipe) -> str:
-    """Return a digest of the source of the core and of every package whose components the training uses."""
+def code_digest(recipe: Recipe, *more: Component) -> str:
+    """Return a digest of the source of the core and of every package whose components the training uses, or which
+    ``more`` components are of.
+    """
     roots = {Path(scmreg.__file__).parent}
     used = [component for component in recipe.components() if component.kind not in ("sampler", "metric")]
+    used += more
     if hasattr(recipe.network, "attention"):
         used += [backend() for backend in registry("attention").values()]
     for component in used:

@@ -509,6 +509,46 @@ def new(
     typer.echo("\n".join(scaffolding.new_plugin(name, kind, out or Path())))
 
 
+@app.command(
+    epilog="Examples:\n\nscm study\n\nscm study segments\n\n"
+    "scm study discretisation --set seeds=1 --out studies/quick --json"
+)
+def study(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="A study; they are listed if none is given.",
+            autocompletion=completion.names("study"),
+            show_default=False,
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", help="Set an option of the study: [cyan]seeds=1[/].", metavar="OPTION=VALUE"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where its runs and findings are kept; ./studies/NAME if not given.", metavar="FOLDER"),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Trainings at a time; one for each core if not given.", min=1)
+    ] = None,
+    json: Json = False,
+    plugin: Plugin = None,
+    no_plugins: NoPlugins = False,
+) -> None:
+    """Try what a paper claims, at the scale of a desk: train every condition, draw the figure, say whether it held.
+
+    Each training is a run like any other. A study that was stopped goes on with the same command.
+    """
+    from scmreg_cli import studying
+
+    if name is None:
+        studying.list_studies(as_json=json)
+    else:
+        studying.study(name, settings or [], out=out, workers=workers, as_json=json)
+
+
 @app.command(epilog="Example:\n\nscm plugins --json")
 def plugins(json: Json = False, plugin: Plugin = None, no_plugins: NoPlugins = False) -> None:
     """List the plugins that were found, loaded or not, and why not."""

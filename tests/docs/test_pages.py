@@ -23,7 +23,7 @@ from scmreg.progress import Progress
 from scmreg.proofs import PROOFS
 from scmreg.run import execute as execute_run
 from scmreg.run import open_folder, prepare
-from scmreg_cli import checking, main
+from scmreg_cli import checking, main, studying
 from scmreg_cli.benching import made_of
 
 ROOT = Path(__file__).parents[2]
@@ -248,6 +248,9 @@ def parse(arguments: list[str]) -> None:
     if arguments[0] == "check":
         assert given["name"] is None or given["plugin"] or checking.named(given["name"])
         return
+    if arguments[0] == "study":
+        assert given["name"] is None or studying.made_of(given["name"], given["settings"] or ())
+        return
     assert {*(given.get("names") or ())} <= {*PROOFS}
     tree = recipe.Recipe().to_tree()
     for kind in registry.KINDS:
@@ -313,6 +316,8 @@ def test_there_is_something_to_test() -> None:
         ("scm bench sampling --set batchsize=3", "batchsize"),
         ("scm bench attention --shap 2x8x64x64", "shap"),
         ("scm bench attention --shape 2x8", "2x8"),
+        ("scm study segmnts", "segmnts"),
+        ("scm study segments --set seads=1", "seads"),
         ("scm train", "train"),
         ("rm -r runs", "rm -r runs"),
     ],
