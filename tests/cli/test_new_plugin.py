@@ -128,10 +128,16 @@ def test_it_is_listed_and_trained_with(kind: str, scm: Callable[..., Any], workp
     lines = scaffolding.uses(name, kind)
     assert lines[0] == f"scm show {kind}/{name}"
     assert scm(*shlex.split(lines[0])[1:]).code == 0
-    uses = [shlex.split(line)[1:] for line in lines if line.startswith("scm run ")]
+    uses = [shlex.split(line)[1:] for line in lines if line.startswith(("scm run ", "scm study "))]
     assert uses, "nobody is told how to train with it"
     for words in uses:
         assert any(name in word for word in words)
+        if words[0] == "study":
+            result = scm(*words, "--set", "steps=1", "--json")
+            assert result.code == 0, result.err
+            assert result.json["study"]["name"] == name
+            assert result.json["verdicts"]
+            continue
         result = scm(*words, *TINY, "--json")
         assert result.code == 0, result.err
         folder = workplace / result.json["run"]

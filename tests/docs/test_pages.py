@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import runpy
 import shlex
 import sys
 import tomllib
@@ -23,8 +22,9 @@ from scmreg.progress import Progress
 from scmreg.proofs import PROOFS
 from scmreg.run import execute as execute_run
 from scmreg.run import open_folder, prepare
-from scmreg_cli import checking, main, studying
+from scmreg_cli import main, studying
 from scmreg_cli.benching import made_of
+from scmreg_cli.checking import named
 
 ROOT = Path(__file__).parents[2]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
@@ -132,8 +132,6 @@ def test_page_is_true(
             Path(block.title).write_text(block.text, encoding="utf-8")
         if block.language == "python" and not block.title:
             exec(compile("\n" * block.line + block.text, str(page), "exec"), namespace)
-        elif block.language == "python" and str(block.title).startswith("test_"):
-            check_tests(tmp_path / str(block.title), monkeypatch)
         elif block.language == "python":
             with fresh_registry():
                 assert registry.load_file(str(block.title)).components
@@ -158,15 +156,6 @@ def check_project(project: dict[str, Any]) -> None:
     assert list(entries) == [discovery.GROUP]
     for module in entries[discovery.GROUP].values():
         assert Path(f"{module}.py").is_file(), "the page has no module of this name"
-
-
-def check_tests(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests of a page are collected; what they try is tried elsewhere."""
-    monkeypatch.syspath_prepend(str(path.parent))
-    namespace = runpy.run_path(str(path))
-    found = [value for name, value in namespace.items() if name.startswith("test_")]
-    assert found
-    assert all(mark.args[1] for function in found for mark in function.pytestmark)
 
 
 def install(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,11 +231,11 @@ def parse(arguments: list[str]) -> None:
         parent = GROUP.make_context("scm", [arguments[0]], resilient_parsing=True)
         context = command.make_context(arguments[0], arguments[1:], parent=parent)
         given = context.params
+        if arguments[0] == "check":
+            assert given["name"] is None or named(given["name"])
+            return
     if arguments[0] == "bench":
         assert given["name"] is None or made_of(given["name"], given["settings"] or (), context.args)
-        return
-    if arguments[0] == "check":
-        assert given["name"] is None or given["plugin"] or checking.named(given["name"])
         return
     if arguments[0] == "study":
         assert given["name"] is None or studying.made_of(given["name"], given["settings"] or ())
@@ -313,6 +302,7 @@ def test_there_is_something_to_test() -> None:
         ("scm eval runs/x --set evaluation.stps=[1]", "stps"),
         ("scm show process/nothing", "nothing"),
         ("scm verify round-tripp", "round-tripp"),
+        ("scm check process/trigfow", "trigfow"),
         ("scm bench sampling --set batchsize=3", "batchsize"),
         ("scm bench attention --shap 2x8x64x64", "shap"),
         ("scm bench attention --shape 2x8", "2x8"),
