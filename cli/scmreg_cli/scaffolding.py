@@ -40,6 +40,9 @@ test = ["pytest>=8.2"]
 [project.entry-points.scmreg]
 {name} = "{module}"
 
+[tool.hatch.build]
+dev-mode-dirs = ["."]
+
 [tool.hatch.build.targets.wheel]
 only-include = ["{module}.py"]
 
