@@ -118,10 +118,9 @@ class Denoiser(nn.Module):
     def consistency(self, x: Tensor, t: Tensor, s: Tensor | None = None, cond: Conditions | None = None) -> Tensor:
         """Return the consistency function ``f(x, t)``, or the jump ``f^{t→s} = alpha_s D + sigma_s eps`` to time ``s``.
 
-        The jump is one DDIM step (sCM, Eqs. 5 and 26). A model of two times is told ``s``, and the step is then
-        ``x_s = x_t - (t - s) u`` with the average velocity ``u`` between them, in the coordinates of a straight path. At
-        ``t = 0`` it is ``x`` itself, whatever the network, which may be singular there; so its derivative in time is 0
-        there.
+        The jump is one DDIM step (sCM, Eqs. 5 and 26). A model of two times is told ``s``: on a straight path the step
+        is then ``x_s = x_t - (t - s) u``, with the average velocity ``u`` between the times. At ``t = 0`` it is ``x``
+        itself, whatever the network, which may be singular there; so its derivative in time is 0 there.
         """
         check_times(self.process, t, x)
         if s is not None:
@@ -131,7 +130,9 @@ class Denoiser(nn.Module):
             return x
         asked = torch.where(clean, torch.full_like(t, self.process.t_max), t)
         if self.two_time:
-            cond = replace(cond or Conditions(), target_time=trig_time(self.process, torch.zeros_like(t) if s is None else s))
+            cond = replace(
+                cond or Conditions(), target_time=trig_time(self.process, torch.zeros_like(t) if s is None else s)
+            )
         return torch.where(expand(clean, x), x, self.jump(self(x, asked, cond), x, asked, s))
 
     def jump(self, raw: Tensor, x: Tensor, t: Tensor, s: Tensor | None = None) -> Tensor:

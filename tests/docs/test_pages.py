@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shlex
+import shutil
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -153,8 +154,27 @@ def check_project(project: dict[str, Any]) -> None:
         assert Path(f"{module}.py").is_file(), "the page has no module of this name"
 
 
+def install(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Announce an example plugin as pip would, in a folder of the page's own."""
+    project = tomllib.loads((package / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    site = Path("site-packages").absolute()
+    folder = site / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text(f"Name: {project['name']}\nVersion: {project['version']}\n", encoding="utf-8")
+    entries = project["entry-points"][discovery.GROUP]
+    lines = [f"[{discovery.GROUP}]", *(f"{name} = {module}" for name, module in entries.items())]
+    (folder / "entry_points.txt").write_text("\n".join(lines), encoding="utf-8")
+    for module in entries.values():
+        shutil.copy(package / f"{module}.py", site)
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.syspath_prepend(str(site))
+    registry._state = None
+
+
 def check_command(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     if words[:2] == ["pip", "install"]:
+        for folder in [ROOT / word for word in words[2:] if word.startswith("docs/examples/")]:
+            install(folder, monkeypatch)
         return
     assert words[0] == "scm", f"not a command of this project: {shlex.join(words)}"
     arguments = words[1:]

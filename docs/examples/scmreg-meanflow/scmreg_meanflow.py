@@ -1,13 +1,14 @@
 """MeanFlow for scmreg: learn the average velocity between two times, and jump from one to the other.
 
-On a straight path from data to noise, ``z_t = (1 - t) x_0 + t noise``, the average velocity of the probability flow
-between ``r`` and ``t`` is ``u(z_t, r, t) = (z_t - z_r)/(t - r)``. Differentiated along the flow, with ``r`` held, that is
-the MeanFlow identity ``u = v - (t - r) du/dt``, in which ``v`` may be the velocity of a single pair of data and noise.
+On the straight path from data to noise, ``z_t = (1 - t) x_0 + t noise``, the average velocity of the probability flow
+between ``r`` and ``t`` is ``u(z_t, r, t) = (z_t - z_r)/(t - r)``. Its derivative along the flow, with ``r`` held, gives
+the MeanFlow identity ``u = v - (t - r) du/dt``. It is linear in ``v``, the marginal velocity, so that the mean over the
+velocities ``noise - x_0`` of single pairs has the same solution.
 
-Every process of the registry is this path in other coordinates, so the method is the same under all of them: ``u`` is
-``eps - D``, the difference of the noise and the data that the network's output says, and the jump
-``z_r = z_t - (t - r) u`` is ``alpha_r D + sigma_r eps``. The network sees the coordinates of the process; times ``r`` and
-``t`` without a hat or a process are those of the straight path, ``sigma/(alpha + sigma)``.
+Every process is this path in other coordinates, and the method is the same under all of them: ``u`` is ``eps - D``, the
+difference of the noise and the data that the network's output says, and the jump ``z_r = z_t - (t - r) u`` is
+``alpha_r D + sigma_r eps``. The network sees the coordinates of the process. The path's own time is
+``sigma/(alpha + sigma)``, that of the process ``flow``.
 """
 
 from __future__ import annotations
@@ -156,8 +157,8 @@ class MeanFlow(Objective, name="meanflow"):
     c: Positive = 1e-3
     """Added to the squared error in the adaptive weight."""
     guidance: NonNegative = 1.0
-    """Scale of classifier-free guidance that becomes part of the velocity: sampling takes one evaluation all the same; 1
-    for none."""
+    """Scale of classifier-free guidance that becomes part of the velocity, so that a step of sampling still takes one
+    evaluation; 1 for none."""
     label_dropout: Probability = 0.0
     """Share of training samples whose label is withheld, which a guided model needs. (MeanFlow: 0.1.)"""
 

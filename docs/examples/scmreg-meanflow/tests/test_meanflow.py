@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from scmreg_meanflow import MeanFlow, MeanFlowModule, MeanFlowSampler, average_velocity, direction, straight_time
 from torch import Tensor, nn
 
 import scmreg
@@ -25,6 +25,7 @@ from scmreg.sample import load_run
 from scmreg.sampler import Noise
 from scmreg.tangent import evaluate_with_jvp
 from scmreg.types import Batch, Conditions, expand
+from scmreg_meanflow import MeanFlow, MeanFlowModule, MeanFlowSampler, average_velocity, direction, straight_time
 
 PROCESSES = ["flow", "edm", "trigflow", "cosine", "vp"]
 MEAN, STD = torch.tensor([[0.4, -0.9]]), torch.tensor([[0.7, 1.2]])
@@ -255,7 +256,7 @@ def test_under_flow_it_is_the_formula_of_the_paper(steps: int) -> None:
     model = scmreg.Denoiser(Wavy(), process("flow"), unit(), two_time=True)
     times = torch.linspace(80 / 81, 0, steps + 1, dtype=torch.float64)
     z = model.process.prior(Noise(range(20), (2,), dtype=torch.float64).draw(), times[0].expand(20))
-    for t, r in zip(times[:-1], times[1:], strict=True):
+    for t, r in itertools.pairwise(times):
         now, told = t.expand(20), Conditions(target_time=trig_time(model.process, r.expand(20)))
         z = z - (t - r) * average_velocity(model, model(z, now, told), z, now)
     assert torch.allclose(sampled(model, steps=steps), z, rtol=1e-9, atol=1e-9)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from scmreg_subvp import SubVP
 from torch import Tensor
 
 import scmreg
@@ -19,6 +18,7 @@ from scmreg.run import execute, open_folder, prepare
 from scmreg.sample import load_run
 from scmreg.sampler import Noise
 from scmreg.types import Conditions
+from scmreg_subvp import SubVP
 
 OPTIONS = [{}, {"beta_min": 0.02, "beta_max": 5.0}, {"beta_min": 3.0, "beta_max": 3.0}]
 
