@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -18,6 +19,9 @@ Between = Callable[[Tensor, Tensor], Tensor]
 
 class Distance(Component, kind="distance"):
     """A distance between two batches of samples, 0 where they are equal."""
+
+    symmetric: ClassVar[bool] = True
+    """Whether ``d(x, y) = d(y, x)``."""
 
     @abstractmethod
     def build(self, spec: DataSpec, sigma_data: float) -> Between:

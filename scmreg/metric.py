@@ -51,6 +51,10 @@ class Metric(Component, kind="metric"):
 
     figures: ClassVar[tuple[str, ...]] = ()
     """Names of the figures that it may give."""
+    zero_on_itself: ClassVar[tuple[str, ...]] = ()
+    """Those of them that are 0 where the samples are the real data; or the truth, where that is what is compared."""
+    symmetric: ClassVar[tuple[str, ...]] = ()
+    """Those of them that stay the same when samples change places with real data, or with the truth."""
     needs_truth: ClassVar[bool] = False
     """Whether it compares each sample with what it would be without error; only for data that know their law."""
 

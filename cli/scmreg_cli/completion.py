@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ __all__ = [
     "benchmark_settings",
     "benchmarks",
     "catalogue",
+    "checkable",
     "components",
     "kinds",
     "names",
@@ -76,6 +78,16 @@ def components(incomplete: str) -> Suggestions:
         ((f"{kind}/{name}", entry["summary"]) for kind, found in listed for name, entry in found.items()),
         incomplete,
     )
+
+
+def checkable(incomplete: str) -> Suggestions:
+    """Complete KIND/NAME, a name that one kind alone has, or a plugin of this installation."""
+    listed = catalogue()["components"].values()
+    owners = [(name, entry["summary"]) for found in listed for name, entry in found.items()]
+    count = Counter(name for name, _ in owners)
+    alone = [(name, text) for name, text in owners if count[name] == 1]
+    plugins = sorted({entry.name for entry in importlib.metadata.entry_points(group="scmreg")} - set(count))
+    return components(incomplete) + _matching([*alone, *((name, "a plugin") for name in plugins)], incomplete)
 
 
 def recipes(incomplete: str) -> Suggestions:

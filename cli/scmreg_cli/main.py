@@ -354,6 +354,46 @@ def verify(
 
 
 @app.command(
+    epilog="Examples:\n\nscm check process/vp\n\nscm check dit --examples 2\n\n"
+    "scm check data/images --set path=photos --json"
+)
+def check(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="KIND/NAME, a NAME that only one kind has, or a plugin, to check all that it brings; what --plugin"
+            " brings if not given.",
+            autocompletion=completion.checkable,
+            show_default=False,
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            "-s",
+            help="An option that is not drawn, such as a path that has no default: [cyan]path=photos[/].",
+            metavar="OPTION=VALUE",
+        ),
+    ] = None,
+    examples: Annotated[
+        int | None, typer.Option(help="Cases of each check; as many as it says if not given.", min=1)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the cases.", min=0)] = 0,
+    json: Json = False,
+    plugin: Plugin = None,
+) -> None:
+    """Check that components keep what their kind promises.
+
+    Options and inputs are drawn at random from what a component declares; a case that fails is made as simple as it
+    can be, and told in words that say what to fix. The status is 1 if a check fails.
+    """
+    from scmreg_cli import checking
+
+    checking.check(name, plugin or [], settings or [], examples=examples, seed=seed, as_json=json)
+
+
+@app.command(
     # Every benchmark has options of its own, which are read when it is known: `--batch-size 16` is `batch_size=16`.
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     epilog="Examples:\n\nscm bench\n\nscm bench attention --help\n\n"

@@ -27,6 +27,8 @@ class Frechet(Metric, name="frechet"):
     formula = "||m_1 - m_2||² + tr(C_1 + C_2 - 2 (C_1^½ C_2 C_1^½)^½)"
     reference = "Heusel et al. 2017, arXiv:1706.08500, Eq. 6"
     figures = ("frechet", "frechet_pixels")
+    zero_on_itself = figures
+    symmetric = figures
 
     splits: Count = 10
     """Random halvings of the real images whose mean distance is the floor."""
@@ -136,6 +138,8 @@ class SlicedWasserstein(Metric, name="sliced-wasserstein"):
     formula = "sqrt(mean over directions u of W_2²(u·samples, u·real))"
     reference = "Bonneel et al. 2015, doi:10.1007/s10851-014-0506-3"
     figures = ("sliced_wasserstein",)
+    zero_on_itself = figures
+    symmetric = figures
 
     projections: Count = 200
     """Random directions."""
@@ -179,6 +183,8 @@ class TrajectoryError(Metric, name="trajectory-error"):
     formula = "sqrt(mean_i ||s_i - f*(noise_i)||²/D)/std"
     reference = "Song et al. 2023 (CM), arXiv:2303.01469, Definition 1 (consistency function)"
     figures = ("trajectory_error",)
+    zero_on_itself = figures
+    symmetric = figures
     needs_truth = True
 
     def measure(self, samples: Judged, reference: Reference) -> dict[str, float]:

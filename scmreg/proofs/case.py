@@ -92,6 +92,10 @@ class Case:
         self.reach = min(self.reach, 0.98 * math.atan(made.highest_level / scale))
         return made
 
+    def make(self, kind: str, names: Sequence[str] | None = None) -> Any:
+        """Choose a registered component of a kind, of some names or of all, with its default options."""
+        return registry(kind).create(self.choose(kind, names or sorted(registry(kind))))
+
     def assume(self, condition: bool) -> None:
         """Try another case unless the condition holds."""
         hypothesis.assume(condition)

@@ -27,7 +27,7 @@ def pairs_of_noise_levels(case: Case) -> float:
     """A schedule compares the same noise levels under every process, the earlier one lower."""
     sigma_data = case.number("sigma_data", 0.2, 2.0)
     source, target = case.process(sigma_data=sigma_data), case.process(sigma_data=sigma_data)
-    schedule = registry("schedule").create(case.choose("schedule", sorted(registry("schedule"))))
+    schedule = case.make("schedule")
     step = int(case.number("step", 0, STEPS - 1))
     t = case.times(source, case.angles(16))
     here, there = (

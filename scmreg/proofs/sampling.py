@@ -146,7 +146,7 @@ def ddim_is_the_jump(case: Case) -> float:
     return max(worst, difference(ddim.solve(model, x, times), model.consistency(x, t, s)))
 
 
-def _measured_order(sampler: OdeSampler, exact: ExactDenoiser, x: Tensor) -> float:
+def measured_order(sampler: OdeSampler, exact: ExactDenoiser, x: Tensor) -> float:
     """Return the order over a stretch of the exact flow away from its ends, on a grid equal in log-SNR.
 
     It is the median over the samples: where a trajectory runs along the border between two modes, its error is not yet
@@ -168,17 +168,17 @@ def _measured_order(sampler: OdeSampler, exact: ExactDenoiser, x: Tensor) -> flo
 @proof("declared orders", 0.2, examples=15)
 def declared_orders(case: Case) -> float:
     """Every solver converges with the order that it declares, against the exact flow."""
-    sampler = registry("sampler").create(case.choose("sampler", _solvers()))
+    sampler = case.make("sampler", _solvers())
     exact = case.exact(case.process())
     assert isinstance(sampler, OdeSampler)
     assert sampler.order is not None, "a solver declares its order"
-    return abs(_measured_order(sampler, exact, case.normal(64, *case.shape)) - sampler.order)
+    return abs(measured_order(sampler, exact, case.normal(64, *case.shape)) - sampler.order)
 
 
 @proof("seeds", 1e-4, examples=15)
 def samples_belong_to_their_seeds(case: Case) -> float:
     """A sample is its seed's: the same noise to the bit and the same image in any batch."""
-    sampler = registry("sampler").create(case.choose("sampler", sorted(registry("sampler")))).with_steps(3)
+    sampler = case.make("sampler").with_steps(3)
     model = _in_float32(case)
     whole, alone = Noise(range(7), case.shape), Noise([4], case.shape)
     for draw in range(3):

@@ -39,7 +39,7 @@ def _loss(objective: Any, model: Denoiser, x0: Tensor, seed: int) -> Tensor:
 def densities_of_proposals(case: Case) -> float:
     """Proposals state their density: it is the derivative of their quantiles."""
     process = case.process()
-    proposal = registry("proposal").create(case.choose("proposal", sorted(registry("proposal"))))
+    proposal = case.make("proposal")
     uniform = 0.02 + 0.9 * torch.rand(16, generator=case.rng, dtype=torch.float64)
     t, slope = jvp(lambda u: proposal.transform(process, u), (uniform,), (torch.ones_like(uniform),))
     case.assume(bool((t < 0.999 * process.t_max).all()))  # what lies past the end is put at the end
@@ -50,7 +50,7 @@ def densities_of_proposals(case: Case) -> float:
 def converted_proposals(case: Case) -> float:
     """A converted proposal draws the same noise levels, with density p dt/dt'."""
     source, target = case.process(), case.process()
-    proposal = registry("proposal").create(case.choose("proposal", sorted(registry("proposal"))))
+    proposal = case.make("proposal")
     there = proposal.under(source, target)
     uniform = 0.02 + 0.9 * torch.rand(16, generator=case.rng, dtype=torch.float64)
     t, t_there = proposal.transform(source, uniform), there.transform(target, uniform)
