@@ -47,6 +47,8 @@ class Dropping(Smooth):
             self.drawn.append(float(torch.rand(())))
         label = torch.full((len(x),), len(CLASSES)) if cond.label is None else cond.label
         hidden = x.flatten(1) @ self.first.T + c_noise[:, None] * self.time + self.bias + self.classes[label]
+        if cond.target_time is not None:
+            hidden = hidden + cond.target_time[:, None] * self.time.flip(0)
         hidden = F.dropout(torch.tanh(hidden), self.rate, self.training)
         return (hidden @ self.second.T).reshape(x.shape)
 
@@ -58,7 +60,9 @@ class Built:
         objective = trial.component
         self.process = trial.process()
         try:
-            Recipe(objective=objective, process=self.process).check()
+            # What it gives has to be taken by a network; the one below takes anything.
+            network = registry("network").create("mlp", **dict.fromkeys(objective.gives, True))
+            Recipe(objective=objective, process=self.process, network=network).check()
         except ScmError as error:
             trial.refuse(str(error))
         modality: Literal["points", "image"] = "points" if len(trial.shape) == 1 else "image"
@@ -81,7 +85,8 @@ class Built:
     def denoiser(self, trial: Trial, rate: float) -> Denoiser:
         """Return a model with a small random network."""
         network = Dropping(torch.Size(trial.shape).numel(), trial.rng, rate)
-        return Denoiser(network, self.process, registry("parameterization").create("unit-variance"), len(CLASSES))
+        form, two_time = registry("parameterization").create("unit-variance"), "target_time" in trial.component.gives
+        return Denoiser(network, self.process, form, len(CLASSES), two_time=two_time)
 
     def build(self, seed: int) -> ObjectiveModule:
         """Return the module of the objective, with whatever it draws when it is built."""

@@ -31,6 +31,7 @@ from scmreg.objective import Loss, Nets, Objective, ObjectiveModule, Setup
 from scmreg.parameterization import LARGEST
 from scmreg.process import Process
 from scmreg.proposal import Proposal
+from scmreg.rng import rewound
 from scmreg.sampler import Noise, Sampler, check_falling, past_the_end, vector
 from scmreg.tangent import Direction, evaluate_with_jvp
 from scmreg.types import Batch, Conditions, Count, NonNegative, Positive, Probability, expand, norms
@@ -119,7 +120,7 @@ class MeanFlowModule(ObjectiveModule):
         """Return ``w v + (1 - w) u(z_t, t, t)`` without class: the velocity under guidance (Sec. 4.2)."""
         assert cond.label is not None, "the composition was checked: guided data have classes"
         nobody = replace(cond, label=torch.full_like(cond.label, self.classes))
-        with torch.no_grad():
+        with rewound(x.device), torch.no_grad():  # with the dropout mask of the evaluation to come
             alone = average_velocity(self.setup.denoiser, net(x, t, nobody), x, t)
         return alone + self.objective.guidance * (velocity - alone)
 
