@@ -137,7 +137,7 @@ class MeanFlow(Objective, name="meanflow"):
     trainer = {
         "optimizer": "Adam",
         "optimizer_options": {"betas": [0.9, 0.99], "fused": True},
-        "learning_rate": 1e-3,
+        "learning_rate": 3e-3,
         "rampup": 100,
         "steps": 5000,
         "batch_size": 256,
@@ -151,10 +151,10 @@ class MeanFlow(Objective, name="meanflow"):
     proposal: Proposal = Proposal.default("lognormal", p_mean=-0.4, p_std=1.0)
     """Distribution that both times are drawn from, the later one being t. On the straight path a log-normal noise level
     is the paper's logit-normal time. (MeanFlow: mean -0.4, standard deviation 1.)"""
-    equal: Probability = 0.75
+    equal: Probability = 0.5
     """Share of the pairs with r = t, which learn the velocity. (MeanFlow: 0.75.)"""
-    p: NonNegative = 1.0
-    """Exponent of the adaptive weight; 0 for the plain squared error. (MeanFlow: 1.)"""
+    p: NonNegative = 0.5
+    """Exponent of the adaptive weight; 0 for the plain squared error. Few dimensions want little. (MeanFlow: 1.)"""
     c: Positive = 1e-3
     """Added to the squared error in the adaptive weight."""
     guidance: NonNegative = 1.0

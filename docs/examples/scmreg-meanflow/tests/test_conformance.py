@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from scmreg_meanflow import MeanFlow, MeanFlowSampler
-
 from scmreg.testing import BoundCheck, conformance
+from scmreg_meanflow import MeanFlow, MeanFlowSampler
 
 
 @conformance(MeanFlow)

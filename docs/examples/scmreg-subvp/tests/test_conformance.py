@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from scmreg_subvp import SubVP
-
 from scmreg.testing import BoundCheck, conformance
+from scmreg_subvp import SubVP
 
 
 @conformance(SubVP)
