@@ -119,8 +119,9 @@ def forward_derivative(trial: Trial) -> None:
         try:
             _, tangent = torch.func.jvp(lambda x, t: built(x, t), (built.x, built.t), (dx, dt))  # type: ignore[misc]
         except Exception as error:
+            said = (str(error).splitlines() or [""])[0].rstrip(".")
             trial.fail(
-                f"forward-mode differentiation fails with {type(error).__name__}: {str(error).partition(chr(10))[0]};"
+                f"forward-mode differentiation fails with {type(error).__name__}: {said};"
                 " replace the operation that has no forward derivative (attention: scmreg.attend), write to nothing in"
                 " place"
             )

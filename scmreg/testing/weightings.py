@@ -87,6 +87,9 @@ def learned_weight(trial: Trial) -> None:
         f"it {'says that it is learned and has no' if module.learned else 'has'} parameters"
         f"{'' if module.learned else ', but does not say so: set learned = True'}",
     )
+    with torch.no_grad():  # what begins at zero hides nothing
+        for parameter in parameters:
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=trial.rng, dtype=torch.float64))
     loss = 2 + torch.rand(8, generator=trial.rng, dtype=torch.float64)
     weighted, weight = module.weigh(loss, t, r=t / 2, delta=torch.ones(8, 2, dtype=torch.float64))
     known = weight * loss - torch.log(weight) if module.learned else weight * loss
