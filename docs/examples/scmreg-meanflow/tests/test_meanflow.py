@@ -16,6 +16,7 @@ import scmreg
 from scmreg.coordinates import process_time, trig_time
 from scmreg.data import DataSpec
 from scmreg.errors import CompositionError, OptionError
+from scmreg.evaluate import Judge
 from scmreg.law import ExactDenoiser, ExactNetwork, GaussianMixture
 from scmreg.objective import Setup
 from scmreg.progress import Progress
@@ -359,7 +360,7 @@ def test_a_run_from_end_to_end(tangent_pass: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_trained_on_a_mixture_it_samples_in_one_step(tmp_path: Path) -> None:
-    """One step ends near the exact trajectory, and near the data as they are."""
+    """One step ends near the exact trajectory, and near the data as they are; a step along the velocity does not."""
     said = {
         "objective": {"name": "meanflow", "p": 0.0},
         "data": "mixture",
@@ -368,7 +369,11 @@ def test_trained_on_a_mixture_it_samples_in_one_step(tmp_path: Path) -> None:
         "evaluation": {**TINY["evaluation"], "count": 2000},  # type: ignore[dict-item]
     }
     made = Recipe.from_tree({**TINY, **said})
-    summary = execute(made, open_folder(made, tmp_path, name="run"), prepare(made), Progress())
+    dataset, folder = prepare(made), open_folder(made, tmp_path, name="run")
+    summary = execute(made, folder, dataset, Progress())
     for entry in summary["student"]:
-        assert entry["trajectory_error"] < 0.3
-        assert entry["sliced_wasserstein"] < 0.3
+        assert entry["trajectory_error"] < 0.27
+        assert entry["sliced_wasserstein"] < 0.32
+    judge = Judge(made, dataset, Progress())
+    step = scmreg.samplers.create("ddim", steps=1)
+    assert judge.judge("ddim", load_run(folder).denoiser(), step).figures["trajectory_error"] > 0.6
