@@ -12,7 +12,7 @@ from torch import nn
 
 from scmreg import options
 from scmreg.component import Component
-from scmreg.testing.check import check
+from scmreg.testing.checks import check
 from scmreg.testing.strategies import is_path, required
 from scmreg.testing.trial import Trial
 

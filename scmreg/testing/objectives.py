@@ -19,7 +19,7 @@ from scmreg.proofs import Smooth
 from scmreg.recipe import Recipe
 from scmreg.registry import registry
 from scmreg.tangent import TangentPass
-from scmreg.testing.check import check
+from scmreg.testing.checks import check
 from scmreg.testing.trial import Trial
 from scmreg.types import Batch, Conditions
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable, UnsatisfiedAssumption
 
 from scmreg.component import Component
-from scmreg.testing.check import Check, Defect
+from scmreg.testing.checks import Check, Defect
 from scmreg.testing.strategies import required
 from scmreg.testing.trial import Trial
 
