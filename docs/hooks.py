@@ -34,6 +34,7 @@ from scmreg.parameterization import Parameterization
 from scmreg.process import Process
 from scmreg.proofs import PROOFS
 from scmreg.sampler import Sampler
+from scmreg.testing import CHECKS
 from scmreg.weighting import Weighting
 from scmreg_cli.main import app
 
@@ -64,6 +65,7 @@ MODULES = (
     "compare",
     "checkpoint",
     "verify",
+    "testing",
     "bench",
     "rng",
     "progress",
@@ -84,6 +86,8 @@ WITHOUT_SELECTOR = {
 }
 
 
+PAGE_OF_KINDS = "../reference/{kind}.md"
+"""Where a hand-written page finds the page of a kind."""
 SPACES = {"unit": "the unit velocity", "data": "the data"}
 """What weightings and losses are stated for, in words."""
 
@@ -442,6 +446,17 @@ def proofs_page() -> str:
     return "\n".join([*lines, ""])
 
 
+def check_table() -> str:
+    """Return what the conformance kit checks of every kind."""
+    rows = [
+        (f"[{kind}]({PAGE_OF_KINDS.format(kind=kind)})" if kind else "all", f"`{check.name}`", prose(check.statement))
+        for kind in ("", *registry.KINDS)
+        for check in CHECKS.values()
+        if kind in (check.kinds or ("",))
+    ]
+    return "\n".join(table(("kind", "check", "what holds"), rows))
+
+
 # One process, many coordinates --------------------------------------------------------------------------------------
 
 
@@ -549,6 +564,7 @@ def in_lines(parts: Iterable[str]) -> str:
 
 
 GENERATED: dict[str, Callable[[], str]] = {
+    "checks": check_table,
     "processes": process_table,
     "conversions": conversion_table,
     "parameterizations": parameterization_table,

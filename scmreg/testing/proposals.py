@@ -9,13 +9,13 @@ import torch
 from scmreg.coordinates import trig_time
 from scmreg.registry import registry
 from scmreg.tangent import jvp
-from scmreg.testing.check import check
+from scmreg.testing.checks import check
 from scmreg.testing.trial import Trial
 
 COUNT = 4000
 """Samples that a distribution is judged by."""
 FAR = 2.6
-"""Largest distance of the distribution functions in units of 1/sqrt(count), beyond which chance is one in 10^5
+"""Largest distance of the distribution functions in units of 1/sqrt(count), beyond which chance is three in a million
 (Kolmogorov)."""
 STEPS = 800
 """Steps of a training that is never run."""

@@ -24,6 +24,7 @@ from scmreg.run import execute as execute_run
 from scmreg.run import open_folder, prepare
 from scmreg_cli import main
 from scmreg_cli.benching import made_of
+from scmreg_cli.checking import named
 
 ROOT = Path(__file__).parents[2]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
@@ -229,6 +230,9 @@ def parse(arguments: list[str]) -> None:
         parent = GROUP.make_context("scm", [arguments[0]], resilient_parsing=True)
         context = command.make_context(arguments[0], arguments[1:], parent=parent)
         given = context.params
+        if arguments[0] == "check":
+            assert given["name"] is None or named(given["name"])
+            return
     if arguments[0] == "bench":
         assert given["name"] is None or made_of(given["name"], given["settings"] or (), context.args)
         return
@@ -294,6 +298,7 @@ def test_there_is_something_to_test() -> None:
         ("scm eval runs/x --set evaluation.stps=[1]", "stps"),
         ("scm show process/nothing", "nothing"),
         ("scm verify round-tripp", "round-tripp"),
+        ("scm check process/trigfow", "trigfow"),
         ("scm bench sampling --set batchsize=3", "batchsize"),
         ("scm bench attention --shap 2x8x64x64", "shap"),
         ("scm bench attention --shape 2x8", "2x8"),

@@ -248,7 +248,7 @@ DEFECTS: list[tuple[str, Patch, list[str]]] = [
         "forward-derivative",
         as_is(network(BackwardAlone)),
         [
-            "forward-mode differentiation fails with NotImplementedError",
+            "differentiation fails with NotImplementedError",
             "replace the operation that has no forward derivative",
         ],
     ),
