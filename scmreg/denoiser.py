@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from scmreg.coordinates import trig_time
 from scmreg.parameterization import Parameterization, Preconditioning
 from scmreg.process import Process, check_times, known
 from scmreg.types import Conditions, expand
@@ -28,6 +30,8 @@ class Denoiser(nn.Module):
             "no label".
         highest_level: noise level ``sigma/alpha`` up to which the model is meant to be asked; to the end of the process
             if not given.
+        two_time: whether the network is told a second time, ``target_time``: the one that `consistency` jumps to. Every
+            prediction that names no such time is that of the probability flow, told the present time itself.
     """
 
     def __init__(
@@ -37,12 +41,15 @@ class Denoiser(nn.Module):
         parameterization: Parameterization,
         classes: int = 0,
         highest_level: float = math.inf,
+        *,
+        two_time: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
         self.process = process
         self.parameterization = parameterization
         self.classes = classes
+        self.two_time = two_time
         self._highest_level = highest_level
 
     @property
@@ -63,7 +70,10 @@ class Denoiser(nn.Module):
 
     def _evaluate(self, x: Tensor, t: Tensor, cond: Conditions | None, c: Preconditioning) -> Tensor:
         time = self.parameterization.time_input(self.process, t).to(torch.promote_types(x.dtype, torch.float32))
-        raw: Tensor = self.network(expand(c.c_in, x) * x, time.expand(len(x)), cond or Conditions())
+        cond = cond or Conditions()
+        if self.two_time and cond.target_time is None:
+            cond = replace(cond, target_time=trig_time(self.process, t).expand(len(x)))
+        raw: Tensor = self.network(expand(c.c_in, x) * x, time.expand(len(x)), cond)
         return raw
 
     def predict(self, x: Tensor, t: Tensor, cond: Conditions | None = None) -> tuple[Tensor, Tensor]:
@@ -108,8 +118,9 @@ class Denoiser(nn.Module):
     def consistency(self, x: Tensor, t: Tensor, s: Tensor | None = None, cond: Conditions | None = None) -> Tensor:
         """Return the consistency function ``f(x, t)``, or the jump ``f^{t→s} = alpha_s D + sigma_s eps`` to time ``s``.
 
-        The jump is one DDIM step (sCM, Eqs. 5 and 26). At ``t = 0`` it is ``x`` itself, whatever the network, which
-        may be singular there; so its derivative in time is 0 there.
+        The jump is one DDIM step (sCM, Eqs. 5 and 26). A model of two times is told ``s``: on a straight path the step
+        is then ``x_s = x_t - (t - s) u``, with the average velocity ``u`` between the times. At ``t = 0`` it is ``x``
+        itself, whatever the network, which may be singular there; so its derivative in time is 0 there.
         """
         check_times(self.process, t, x)
         if s is not None:
@@ -118,6 +129,10 @@ class Denoiser(nn.Module):
         if known(clean.all()):
             return x
         asked = torch.where(clean, torch.full_like(t, self.process.t_max), t)
+        if self.two_time:
+            cond = replace(
+                cond or Conditions(), target_time=trig_time(self.process, torch.zeros_like(t) if s is None else s)
+            )
         return torch.where(expand(clean, x), x, self.jump(self(x, asked, cond), x, asked, s))
 
     def jump(self, raw: Tensor, x: Tensor, t: Tensor, s: Tensor | None = None) -> Tensor:
@@ -133,7 +148,8 @@ class Denoiser(nn.Module):
         form = self.parameterization.under(self.process, process)
         level = self.process.highest_level if math.isinf(self._highest_level) else self._highest_level
         level *= process.sigma_data / self.process.sigma_data
-        return Denoiser(self.network, process, form, self.classes, level).train(self.training)
+        made = Denoiser(self.network, process, form, self.classes, level, two_time=self.two_time)
+        return made.train(self.training)
 
     def predictions(self, raw: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return the data and noise predictions ``(D, eps)`` of a raw output ``F`` at ``(x, t)``."""

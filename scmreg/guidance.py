@@ -63,5 +63,12 @@ def guided(denoiser: Denoiser, scale: float | Tensor) -> Denoiser:
             "set the guidance to 1",
         )
     network = Guided(denoiser.network, scale, denoiser.classes)
-    made = Denoiser(network, denoiser.process, denoiser.parameterization, denoiser.classes, denoiser.highest_level)
+    made = Denoiser(
+        network,
+        denoiser.process,
+        denoiser.parameterization,
+        denoiser.classes,
+        denoiser.highest_level,
+        two_time=denoiser.two_time,
+    )
     return made.train(denoiser.training)

@@ -165,7 +165,7 @@ class Objective(Component, kind="objective"):
 
     @property
     def gives(self) -> frozenset[str]:
-        """Conditions beside the label that it passes to the network."""
+        """Conditions beside the label that it passes to the network; ``target_time`` makes a model of two times."""
         return frozenset()
 
     @property

@@ -35,7 +35,7 @@ from scmreg.types import Count, NonNegative, NonNegativeInt, Positive, Probabili
 __all__ = ["RECIPE_VERSION", "Evaluation", "Recipe", "Teacher", "Trainer", "packaged", "read", "set_path"]
 
 RECIPE_VERSION = 1
-DEFAULT_OBJECTIVE = "scd"
+DEFAULT_OBJECTIVE, DEFAULT_NETWORK = "scd", "mlp"
 
 
 class Trainer(Options):
@@ -168,7 +168,7 @@ class Recipe(Options):
     """How data turn into noise."""
     parameterization: Parameterization = Parameterization.default("unit-variance")
     """What the network output means."""
-    network: Network = Network.default("mlp")
+    network: Network = Network.default(DEFAULT_NETWORK)
     """What is trained."""
     objective: Objective = Objective.default(DEFAULT_OBJECTIVE)
     """What is minimised."""
@@ -224,6 +224,7 @@ class Recipe(Options):
         if isinstance(teacher, Mapping):
             trainer = _overlay(teacher.get("objective", "diffusion"), teacher.get("trainer"), "diffusion")
             tree["teacher"] = {**teacher, "trainer": trainer}
+        tree["network"] = _telling(tree.get("objective", DEFAULT_OBJECTIVE), tree.get("network") or DEFAULT_NETWORK)
         return options.build(cls, {key: value for key, value in tree.items() if value is not None}, "recipe")
 
     def to_tree(self) -> dict[str, Any]:
@@ -341,6 +342,19 @@ def _overlay(objective: Any, trainer: Any, default: str) -> Any:
     elif isinstance(said.get("optimizer_options"), Mapping):
         said["optimizer_options"] = {**own.get("optimizer_options", {}), **said["optimizer_options"]}
     return {**own, **said}
+
+
+def _telling(objective: Any, network: Any) -> Any:
+    """Let a network be told the conditions that an objective gives, where it can be and a tree leaves that open."""
+    if not isinstance(network, str | Mapping):
+        return network
+    tree = {"name": network} if isinstance(network, str) else {"name": DEFAULT_NETWORK, **network}
+    try:
+        given = _objective(objective).gives
+        known = options.options_of(registry("network")[str(tree["name"])])
+    except ScmError:  # said when the component itself is built, with all else that is wrong
+        return network
+    return {**{option.name: True for option in known if option.name in given}, **tree}
 
 
 class _Loader(yaml.SafeLoader):

@@ -29,7 +29,10 @@ from scmreg.rng import rewound
 from scmreg.types import Conditions, expand, norms
 
 __all__ = [
+    "Direction",
+    "Motion",
     "Normalization",
+    "Quantity",
     "TangentPass",
     "consistency_tangent",
     "discrete_tangent",
@@ -48,9 +51,14 @@ Raw = Callable[[Tensor, Tensor, Conditions], Tensor]
 """``(x, t, cond) -> F``: a Denoiser, or what wraps one."""
 
 
+Quantity = Callable[[Denoiser, Tensor, Tensor, Tensor], Tensor]
+"""``(denoiser, raw, x, t) -> quantity``: what a raw output says, such as `Denoiser.unit_velocity`. Compiled code tells
+one from another by identity: a function of a module, or a method."""
+
+
 @dataclass(frozen=True)
-class Motion:
-    """Where a sample is and where it goes, in the process's own coordinates and in TrigFlow's."""
+class Direction:
+    """Where a sample is and where it goes, in the process's own coordinates: what a derivative is taken along."""
 
     x: Tensor
     """``x_t``, shape ``(B, ...)``."""
@@ -59,7 +67,15 @@ class Motion:
     x_rate: Tensor
     """``dx/dt`` times `t_rate`, the shape of ``x``."""
     t_rate: Tensor
-    """``cos sin`` of `span`, over ``dt̂/dt``, shape ``(B,)``; `log_ratio_rate` where there is one segment."""
+    """``dt/ds`` of the parameter ``s`` that the derivative is taken in, shape ``(B,)``; 1 for the time itself."""
+
+
+@dataclass(frozen=True)
+class Motion(Direction):
+    """A direction in TrigFlow's coordinates too; its `t_rate` is ``cos sin`` of `span`, over ``dt̂/dt``, which is
+    `log_ratio_rate` where there is one segment.
+    """
+
     x_hat: Tensor
     """TrigFlow point."""
     t_hat: Tensor
@@ -121,9 +137,18 @@ def unit_velocity(net: Raw, denoiser: Denoiser, x: Tensor, t: Tensor, cond: Cond
 
 
 def evaluate_with_jvp(
-    net: Raw, denoiser: Denoiser, at: Motion, cond: Conditions, tangent_pass: TangentPass, *, compiled: bool = False
+    net: Raw,
+    denoiser: Denoiser,
+    at: Direction,
+    cond: Conditions,
+    tangent_pass: TangentPass,
+    *,
+    compiled: bool = False,
+    quantity: Quantity = Denoiser.unit_velocity,
 ) -> tuple[Tensor, Tensor]:
-    """Return ``F̂`` with its gradient, and ``cos sin dF̂/dt̂`` along the motion, without; of the segment's `Motion.span`.
+    """Return ``F̂``, or another quantity, with its gradient, and its derivative along the direction, without.
+
+    Along a `Motion` the derivative of ``F̂`` is ``cos sin dF̂/dt̂`` of `Motion.span`. Conditions stand still.
 
     ``joint`` takes both from one evaluation, in which value and tangent share every random draw by construction.
     ``separate`` takes the JVP without a graph and evaluates again for the gradient, with the random state of the first
@@ -133,10 +158,10 @@ def evaluate_with_jvp(
     """
     value_and_jvp = _compiled_value_and_jvp() if compiled else _value_and_jvp
     if tangent_pass == "joint":
-        return value_and_jvp(net, denoiser, at, cond)
+        return value_and_jvp(net, denoiser, at, cond, quantity)
     with rewound(at.x.device), torch.no_grad():
-        _, tangent = value_and_jvp(net, denoiser, at, cond)
-    return unit_velocity(net, denoiser, at.x, at.t, cond), tangent
+        _, tangent = value_and_jvp(net, denoiser, at, cond, quantity)
+    return quantity(denoiser, net(at.x, at.t, cond), at.x, at.t), tangent
 
 
 def evaluate_with_difference(
@@ -163,9 +188,11 @@ def evaluate_with_difference(
     return unit_velocity(net, denoiser, at.x, at.t, cond), slope
 
 
-def _value_and_jvp(net: Raw, denoiser: Denoiser, at: Motion, cond: Conditions) -> tuple[Tensor, Tensor]:
+def _value_and_jvp(
+    net: Raw, denoiser: Denoiser, at: Direction, cond: Conditions, quantity: Quantity = Denoiser.unit_velocity
+) -> tuple[Tensor, Tensor]:
     def evaluate(x: Tensor, t: Tensor) -> Tensor:
-        return unit_velocity(net, denoiser, x, t, cond)
+        return quantity(denoiser, net(x, t, cond), x, t)
 
     value, tangent = jvp(evaluate, (at.x, at.t), (at.x_rate, at.t_rate))
     return value, tangent.detach()

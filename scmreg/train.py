@@ -81,7 +81,8 @@ def build_denoiser(recipe: Recipe, shape: tuple[int, ...], classes: int, seed: i
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(recipe.seed if seed is None else seed, recipe.objective.title, "init"))
         network = recipe.network.build(shape, classes)
-    return Denoiser(network, recipe.process, recipe.parameterization, classes)
+    two_time = "target_time" in recipe.objective.gives
+    return Denoiser(network, recipe.process, recipe.parameterization, classes, two_time=two_time)
 
 
 def train(

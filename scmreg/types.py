@@ -40,7 +40,7 @@ class Conditions:
     guidance: Tensor | None = None
     """Classifier-free guidance scale that is distilled into the network, shape ``(B,)``."""
     target_time: Tensor | None = None
-    """TrigFlow time that a two-time consistency function jumps to, shape ``(B,)``."""
+    """TrigFlow time that a model of two times jumps to, shape ``(B,)``; the present time for the probability flow."""
 
     def given(self) -> frozenset[str]:
         """Name the conditions that are present."""

@@ -41,11 +41,13 @@ class MLP(Network, name="mlp"):
     """Share of hidden units that is dropped in training."""
     guidance: bool = False
     """Whether it can be told a scale of guidance, as a model must that is distilled with guidance."""
+    target_time: bool = False
+    """Whether it can be told a second time, which a model of two times jumps to."""
 
     @property
     def takes(self) -> frozenset[str]:
-        """The label, and the scale of guidance if it has been asked for."""
-        return _taken(self.guidance)
+        """The label, and the scale of guidance and the target time if they have been asked for."""
+        return _taken(self)
 
     def fits(self, recipe: Any) -> str | None:
         """Refuse an odd width: the time embedding is half sines, half cosines."""
@@ -89,13 +91,15 @@ class DiT(Network, name="dit"):
     """Share of hidden units that is dropped in training."""
     guidance: bool = False
     """Whether it can be told a scale of guidance, as a model must that is distilled with guidance."""
+    target_time: bool = False
+    """Whether it can be told a second time, which a model of two times jumps to."""
     attention: str = "auto"
     """Attention backend by name; ``auto`` chooses by length and device."""
 
     @property
     def takes(self) -> frozenset[str]:
-        """The label, and the scale of guidance if it has been asked for."""
-        return _taken(self.guidance)
+        """The label, and the scale of guidance and the target time if they have been asked for."""
+        return _taken(self)
 
     def fits(self, recipe: Any) -> str | None:
         """Refuse an attention backend that is not there, or cannot run here."""
@@ -124,8 +128,9 @@ class DiT(Network, name="dit"):
         return DiTNetwork(self, shape, classes)
 
 
-def _taken(guidance: bool) -> frozenset[str]:
-    return frozenset({"label", "guidance"} if guidance else {"label"})
+def _taken(network: MLP | DiT) -> frozenset[str]:
+    asked = {"guidance": network.guidance, "target_time": network.target_time}
+    return frozenset({"label", *(name for name, taken in asked.items() if taken)})
 
 
 class Exact(Network, name="exact"):

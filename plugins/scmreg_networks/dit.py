@@ -66,7 +66,12 @@ class DiTNetwork(nn.Module):
         self.enter = PatchEmbed((height, width), network.patch, channels, network.width)
         self.position = nn.Parameter(torch.randn(1, self.enter.num_patches, network.width) * 0.02)
         self.condition = ConditionEmbedding(
-            network.width, classes, network.embedding, network.fourier_scale, guidance=network.guidance
+            network.width,
+            classes,
+            network.embedding,
+            network.fourier_scale,
+            guidance=network.guidance,
+            target_time=network.target_time,
         )
         self.blocks = nn.ModuleList(Block(network) for _ in range(network.depth))
         self.norm = TokenDoubleNorm(network.width, network.width)

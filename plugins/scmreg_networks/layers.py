@@ -112,7 +112,7 @@ class TimeEmbedding(nn.Module):
 
 
 class ConditionEmbedding(nn.Module):
-    """One vector for time, class and scale of guidance, in float32 whatever the precision of the network.
+    """One vector for time, class, scale of guidance and target time, in float32 whatever the network's precision.
 
     A time in half precision would ruin the tangent: its derivative is a difference of neighbouring values.
     """
@@ -125,6 +125,7 @@ class ConditionEmbedding(nn.Module):
         scale: float,
         *,
         guidance: bool = False,
+        target_time: bool = False,
     ) -> None:
         super().__init__()
         self.classes = classes
@@ -132,13 +133,8 @@ class ConditionEmbedding(nn.Module):
         self.first = Linear(width, width)
         self.second = Linear(width, width)
         self.label = nn.Embedding(classes + 1, width) if classes else None
-        self.guidance: nn.Sequential | None = None
-        if guidance:
-            told = Linear(width, width)
-            # To be told a scale changes nothing at first: the weights may be those of a model that was never told one.
-            nn.init.zeros_(told.weight)
-            nn.init.zeros_(told.bias)
-            self.guidance = nn.Sequential(TimeEmbedding(width, kind, scale), told)
+        self.guidance = _told(width, kind, scale) if guidance else None
+        self.target_time = _told(width, kind, scale) if target_time else None
 
     def forward(self, c_noise: Tensor, cond: Conditions) -> Tensor:
         """Return the embedding, shape ``(B, width)``."""
@@ -153,8 +149,22 @@ class ConditionEmbedding(nn.Module):
                 if self.guidance is None:
                     raise CompositionError("this network takes no scale of guidance", "build it with guidance=True")
                 hidden = hidden + self.guidance(cond.guidance.to(c_noise.dtype))
+            if cond.target_time is not None:
+                if self.target_time is None:
+                    raise CompositionError("this network takes no target time", "build it with target_time=True")
+                hidden = hidden + self.target_time(cond.target_time.to(c_noise.dtype))
             embedded: Tensor = F.silu(self.second(hidden))
             return embedded
+
+
+def _told(width: int, kind: Literal["positional", "fourier"], scale: float) -> nn.Sequential:
+    """Return an embedding of a further number that changes nothing at first: the weights may be those of a model that
+    was never told one.
+    """
+    told = Linear(width, width)
+    nn.init.zeros_(told.weight)
+    nn.init.zeros_(told.bias)
+    return nn.Sequential(TimeEmbedding(width, kind, scale), told)
 
 
 class AdaptiveDoubleNorm(nn.Module):

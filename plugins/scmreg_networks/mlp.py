@@ -44,7 +44,12 @@ class MLPNetwork(nn.Module):
         super().__init__()
         size, condition = math.prod(shape), max(2, 2 * (network.width // 4))
         self.condition = ConditionEmbedding(
-            condition, classes, network.embedding, network.fourier_scale, guidance=network.guidance
+            condition,
+            classes,
+            network.embedding,
+            network.fourier_scale,
+            guidance=network.guidance,
+            target_time=network.target_time,
         )
         self.enter = Linear(size, network.width)
         self.blocks = nn.ModuleList(Block(network.width, condition, network.dropout) for _ in range(network.depth))

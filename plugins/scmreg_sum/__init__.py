@@ -232,7 +232,14 @@ class Sum(Objective, name="sum"):
         return any(term.starts_from_teacher for term in self.terms)
 
     def fits(self, recipe: Any) -> str | None:
-        """Refuse terms that want the model to start from different weights."""
+        """Refuse terms that want the model to start from different weights, or to be told different times."""
+        jumps = {term.name: "target_time" in term.gives for term in self.terms if term.few_step}
+        if len(set(jumps.values())) > 1:
+            one, two = ("', '".join(name for name, told in jumps.items() if told is kind) for kind in (False, True))
+            return (
+                f"the terms of {self.title} share one model, but '{two}' trains one that is told where to jump to, and"
+                f" '{one}' one that is not: leave one of them out"
+            )
         starts = {term.name: start for term in self.terms if (start := getattr(term, "start", None)) is not None}
         if "scratch" in starts.values() and set(starts.values()) != {"scratch"}:
             said = ", ".join(f"objective.terms.{name}.start is '{start}'" for name, start in starts.items())

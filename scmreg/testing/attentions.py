@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scmreg.attention import AttentionOptions, Operation, visible
 from scmreg.selftest import BOUNDS
-from scmreg.testing.check import check
+from scmreg.testing.checks import check
 from scmreg.testing.trial import Trial
 
 

@@ -19,12 +19,14 @@ from scmreg.proofs import Smooth
 from scmreg.recipe import Recipe
 from scmreg.registry import registry
 from scmreg.tangent import TangentPass
-from scmreg.testing.check import check
+from scmreg.testing.checks import check
 from scmreg.testing.trial import Trial
 from scmreg.types import Batch, Conditions
 
 CLASSES = ("a", "b", "c")
 BATCH = 5
+OTHERS = ("network", "sampler", "data", "metric")
+"""Kinds of a recipe that a loss is not made of."""
 STEPS = 40
 """Steps of a training of which only some are evaluated."""
 
@@ -47,6 +49,8 @@ class Dropping(Smooth):
             self.drawn.append(float(torch.rand(())))
         label = torch.full((len(x),), len(CLASSES)) if cond.label is None else cond.label
         hidden = x.flatten(1) @ self.first.T + c_noise[:, None] * self.time + self.bias + self.classes[label]
+        if cond.target_time is not None:
+            hidden = hidden + cond.target_time[:, None] * self.time.flip(0)
         hidden = F.dropout(torch.tanh(hidden), self.rate, self.training)
         return (hidden @ self.second.T).reshape(x.shape)
 
@@ -57,10 +61,10 @@ class Built:
     def __init__(self, trial: Trial, *, teacher: bool = True, dropout: bool = False) -> None:
         objective = trial.component
         self.process = trial.process()
-        try:
-            Recipe(objective=objective, process=self.process).check()
-        except ScmError as error:
-            trial.refuse(str(error))
+        recipe = Recipe(objective=objective, process=self.process)
+        for part in recipe.components():
+            if part.kind not in OTHERS:
+                trial.refuse(part.fits(recipe))
         modality: Literal["points", "image"] = "points" if len(trial.shape) == 1 else "image"
         self.spec = DataSpec("case", tuple(trial.shape), modality, CLASSES)
         trial.refuse(objective.accepts(self.spec))
@@ -81,7 +85,8 @@ class Built:
     def denoiser(self, trial: Trial, rate: float) -> Denoiser:
         """Return a model with a small random network."""
         network = Dropping(torch.Size(trial.shape).numel(), trial.rng, rate)
-        return Denoiser(network, self.process, registry("parameterization").create("unit-variance"), len(CLASSES))
+        form, two_time = registry("parameterization").create("unit-variance"), "target_time" in trial.component.gives
+        return Denoiser(network, self.process, form, len(CLASSES), two_time=two_time)
 
     def build(self, seed: int) -> ObjectiveModule:
         """Return the module of the objective, with whatever it draws when it is built."""

@@ -14,7 +14,7 @@ from scmreg.errors import OptionError
 from scmreg.proofs.sampling import measured_order
 from scmreg.registry import registry
 from scmreg.sampler import Noise, OdeSampler, Sampler
-from scmreg.testing.check import check
+from scmreg.testing.checks import check
 from scmreg.testing.objectives import Dropping
 from scmreg.testing.trial import Trial
 from scmreg.types import Conditions

@@ -21,7 +21,7 @@ from scmreg.process import Process
 from scmreg.proofs import PROOFS, Case
 from scmreg.proofs.case import C_NOISE, Draw
 from scmreg.registry import registry
-from scmreg.testing.check import Defect
+from scmreg.testing.checks import Defect
 from scmreg.testing.strategies import any_options, is_path, near_options, required
 
 __all__ = ["Trial"]

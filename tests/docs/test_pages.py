@@ -159,21 +159,29 @@ def check_project(project: dict[str, Any]) -> None:
 
 
 def install(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put a package that a page has written on the import path, as an editable installation would."""
+    """Announce a package as an editable installation would, in a folder of the page's own."""
     project = tomllib.loads((package / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    info = package / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
-    listed = "\n".join(f"{name} = {module}" for name, module in project["entry-points"][discovery.GROUP].items())
-    (info / "entry_points.txt").write_text(f"[{discovery.GROUP}]\n{listed}\n")
-    monkeypatch.syspath_prepend(str(package.resolve()))
+    site = Path("site-packages").absolute()
+    folder = site / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    folder.mkdir(parents=True)
+    said = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    (folder / "METADATA").write_text(said, encoding="utf-8")
+    entries = project["entry-points"][discovery.GROUP]
+    lines = [f"[{discovery.GROUP}]", *(f"{name} = {module}" for name, module in entries.items())]
+    (folder / "entry_points.txt").write_text("\n".join(lines), encoding="utf-8")
+    for module in entries.values():
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    for path in (package.resolve(), site):
+        monkeypatch.syspath_prepend(str(path))
     registry._state = None  # found anew
 
 
 def check_command(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     if words[:2] == ["pip", "install"]:
-        if Path(words[-1], "pyproject.toml").is_file():
-            install(Path(words[-1]), monkeypatch)
+        for package in (folder for word in words[2:] for folder in (Path(word), ROOT / word)):
+            if (package / "pyproject.toml").is_file() and package.resolve() != ROOT:
+                install(package, monkeypatch)
+                break
         return
     if words[0] == "pytest" and len(words) == 2:
         assert list(Path(words[1]).glob("tests/test_*.py"))

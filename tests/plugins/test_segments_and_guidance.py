@@ -31,7 +31,7 @@ POINTS = scmreg.DataSpec("test", (3,), "points")
 CLASSES = scmreg.DataSpec("test", (3,), "points", ("a", "b"))
 TRIG = scmreg.processes.create("trigflow", sigma_data=0.5)
 UNIT = scmreg.parameterizations.create("unit-variance")
-GUIDED = ["--set", "objective.guidance=[1,2]", "--set", "network.guidance=true"]
+GUIDED = ["--set", "objective.guidance=[1,2]"]
 WITHOUT_LABELS = ["--set", "teacher.objective.label_dropout=0.1"]
 
 
@@ -287,7 +287,7 @@ def test_a_run_of_distilled_guidance_is_sampled_at_a_scale(scm: Any, tiny: list[
         (["--set", "objective.segments=0"], "greater than or equal to 1"),
         (["--set", "objective.segments=2", "--sampler", "consistency"], "a model of 2 segments jumps"),
         (["--set", "objective.guidance=[2,1]"], "guidance [2, 1] is empty"),
-        (["--set", "objective.guidance=[1,2]", *WITHOUT_LABELS], "set network.guidance=true"),
+        ([*GUIDED, *WITHOUT_LABELS, "--set", "network.guidance=false"], "set network.guidance=true"),
         (GUIDED, "set teacher.objective.label_dropout=0.1"),
         ([*GUIDED, *WITHOUT_LABELS, "--set", "objective.segments=2"], "models of one segment only"),
         ([*GUIDED, *WITHOUT_LABELS, "--data", "swissroll"], "data 'swissroll' have none"),

@@ -94,7 +94,7 @@ def test_nothing_that_can_be_drawn_is_a_failure() -> None:
 
 
 def test_a_slow_search_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["scmreg.testing.examine"], "PATIENCE", 0.0)
+    monkeypatch.setattr(sys.modules["scmreg.testing.running"], "PATIENCE", 0.0)
 
     def wide(trial: Trial) -> None:
         trial.fail(f"{trial.number('size', 0, 1e9)}")
