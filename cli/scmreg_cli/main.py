@@ -332,6 +332,16 @@ def compare(
     reporting.compare(runs, png=png, as_json=json)
 
 
+@app.command(
+    epilog="Examples:\n\nscm cite runs/trigflow-scd-digits-s0\n\nscm cite runs/trigflow-scd-digits-s0 --json",
+)
+def cite(run: RunFolder, json: Json = False, plugin: Plugin = None) -> None:
+    """Print the BibTeX of what a run used: of its components, of its teacher, and of this library."""
+    from scmreg_cli import exporting
+
+    exporting.cite(run, as_json=json)
+
+
 @app.command(epilog="Examples:\n\nscm verify\n\nscm verify --full --json\n\nscm verify round-trip heun-is-edms-sampler")
 def verify(
     names: Annotated[
