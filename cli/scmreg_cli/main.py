@@ -333,6 +333,55 @@ def compare(
 
 
 @app.command(
+    epilog="Examples:\n\nscm export runs/trigflow-scd-digits-s0 --to digits\n\n"
+    "scm export runs/flow-diffusion-digits-s0 --sampler heun --steps 12 --to flow --json"
+)
+def export(
+    run: RunFolder,
+    to: Annotated[Path, typer.Option("--to", help="The folder to make.", metavar="FOLDER", show_default=False)],
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="program: a program of torch, of any run. diffusers: a model of diffusers, if the network is one.",
+        ),
+    ] = "program",
+    sampler: Annotated[str | None, _selector("sampler", "How the folder samples.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the sampler.", min=1)] = None,
+    times: Annotated[
+        str | None,
+        typer.Option(help="Falling TrigFlow times of the sampler, as for `scm sample`.", metavar="T,T,..."),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Scale of classifier-free guidance of a solver; 1 is none.", min=0),
+    ] = None,
+    weights: Annotated[str, typer.Option(help="ema (averaged) or raw.")] = "ema",
+    settings: Set = None,
+    json: Json = False,
+    plugin: Plugin = None,
+) -> None:
+    """Write a finished run as a folder that loads without scmreg.
+
+    Its README.md says how to use it, and what it cannot do.
+    """
+    from scmreg_cli import exporting
+
+    exporting.export(
+        run,
+        to,
+        form=form,
+        sampler=sampler,
+        steps=steps,
+        times=times,
+        guidance=guidance,
+        weights=weights,
+        settings=settings or [],
+        as_json=json,
+    )
+
+
+@app.command(
     epilog="Examples:\n\nscm cite runs/trigflow-scd-digits-s0\n\nscm cite runs/trigflow-scd-digits-s0 --json",
 )
 def cite(run: RunFolder, json: Json = False, plugin: Plugin = None) -> None:
