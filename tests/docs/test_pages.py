@@ -82,11 +82,13 @@ def fresh_registry() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _own_registry() -> Iterator[None]:
+def _own_registry(tmp_path: Path) -> Iterator[None]:
     with fresh_registry():
         yield
-    for module in [module for module in sys.modules if module.startswith("scmreg_plugin_")]:
-        del sys.modules[module]
+    for module, loaded in list(sys.modules.items()):
+        own = Path(getattr(loaded, "__file__", None) or "/").is_relative_to(tmp_path)
+        if own or module.startswith("scmreg_plugin_"):
+            del sys.modules[module]
 
 
 @pytest.fixture(scope="session")
@@ -120,6 +122,7 @@ def test_page_is_true(
 ) -> None:
     """Everything on a page happens in the order of the page, in one directory and one namespace."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # a page imports its own files, as Python does where it is started
     put(trained, tmp_path)
     namespace: dict[str, Any] = {"__name__": "docs"}
     for block in blocks(page):
@@ -172,7 +175,7 @@ def check_command(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 def of_trained(arguments: list[str]) -> bool:
     """Whether a command asks for samples, figures or a page of a run that is here."""
-    return arguments[0] in ("sample", "eval", "report", "compare") and Path(arguments[1]).is_dir()
+    return arguments[0] in ("sample", "eval", "report", "compare", "cite", "export") and Path(arguments[1]).is_dir()
 
 
 def check_run(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
