@@ -117,7 +117,9 @@ def _program(run: Run, folder: Path, sampler: Sampler, weights: Weights) -> tupl
         _write(folder / "scheduler" / "scheduler_config.json", config)
     else:
         notes.append("no scheduler of diffusers solves in the time of TrigFlow: sample by sample.py")
-    notes.append(f"network '{name}' becomes a program, not a model class of diffusers: no pipeline of diffusers loads it")
+    notes.append(
+        f"network '{name}' becomes a program, not a model class of diffusers: no pipeline of diffusers loads it"
+    )
     page = readme.of_program(said | {"inputs": made.inputs}, tuple(notes))
     (folder / "README.md").write_text(page, encoding="utf-8")
     return tuple(notes)
@@ -150,9 +152,9 @@ def _write(path: Path, tree: dict[str, Any]) -> None:
 def _without_pipeline(scheduler: str, spec: DataSpec, sigma_data: float) -> str:
     if scheduler == "SCMScheduler":
         return "diffusers has no pipeline without text for SCMScheduler: sample by the loop in README.md"
+    means = ", ".join(f"{mean:.3g}" for mean in spec.mean)
     return (
         "no pipeline is written: those of diffusers take samples for images from -1 to 1, which would need mean 0.5 and"
-        f" process.sigma_data twice the standard deviation of the data; here the mean is"
-        f" {', '.join(f'{mean:.3g}' for mean in spec.mean)} and the ratio {sigma_data / spec.std:.3g}: sample by the loop"
-        " in README.md"
+        f" process.sigma_data twice the standard deviation of the data; here the mean is {means} and the ratio"
+        f" {sigma_data / spec.std:.3g}: sample by the loop in README.md"
     )

@@ -118,7 +118,9 @@ def fitting(denoiser: Denoiser, spec: DataSpec, times: Sequence[float], name: st
     config |= {"num_train_timesteps": GRID, "sigma_min": 0.0, "sigma_max": levels[0], "rho": 7.0}
     config |= {"s_noise": 1.0, "clip_denoised": False}
     steps = [round((1 - (level / levels[0]) ** (1 / 7)) * (GRID - 1)) for level in levels]
-    pipeline = "ConsistencyModelPipeline" if type(model).__name__ == "UNet2DModel" and pictured(spec, sigma_data) else None
+    pipeline = (
+        "ConsistencyModelPipeline" if type(model).__name__ == "UNet2DModel" and pictured(spec, sigma_data) else None
+    )
     return Pretrained(model, folder, config, steps[::-1], pipeline)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
+from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
 
 import scmreg
 from scmreg.denoiser import Denoiser
@@ -18,7 +21,7 @@ from scmreg.sample import Run
 from scmreg.sampler import OdeSampler, Sampler
 from scmreg.types import Conditions
 
-__all__ = ["Program", "SOLVERS", "sampling", "trace"]
+__all__ = ["SOLVERS", "Program", "sampling", "trace"]
 
 SOLVERS = ("ddim", "heun")
 """Solvers of the probability flow that the exported ``sample.py`` knows, beside consistency sampling."""
@@ -71,12 +74,17 @@ def trace(denoiser: Denoiser, shape: tuple[int, ...], *, guidance: bool, name: s
     inputs = _inputs(denoiser, shape, 3, guidance)
     batch = {key: {0: torch.export.Dim("batch", min=1)} for key in inputs}
     try:
+        logging.disable(logging.ERROR)  # torch logs the traceback of what is told below in words
         exported = torch.export.export(module, (), inputs, dynamic_shapes=batch, strict=True)
-    except (torch._dynamo.exc.TorchDynamoException, torch.fx.experimental.symbolic_shapes.ConstraintViolationError) as error:
+    except (TorchDynamoException, ConstraintViolationError) as error:
+        lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
+        reason = next((line for line in lines if line.startswith("Not all values of batch")), lines[0])
         raise CompositionError(
-            f"network '{name}' cannot be exported: {str(error).strip().partition(chr(10))[0]}",
+            f"network '{name}' cannot be exported: {reason}",
             "torch.export must be able to trace its forward for any size of the batch",
         ) from None
+    finally:
+        logging.disable(logging.NOTSET)
     if foreign := sorted(set(_operators(exported.graph_module))):
         raise CompositionError(
             f"network '{name}' cannot be exported: it calls {', '.join(foreign)}, which torch does not bring",
@@ -86,6 +94,7 @@ def trace(denoiser: Denoiser, shape: tuple[int, ...], *, guidance: bool, name: s
         for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
             for told in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn"):
                 node.meta.pop(told, None)  # paths and lines of this machine
+    exported.example_inputs = None  # torch would pickle them
     return Program(exported, tuple(inputs), _difference(exported, module, denoiser, shape, guidance))
 
 

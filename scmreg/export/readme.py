@@ -154,7 +154,5 @@ def of_pretrained(made: Pretrained, said: dict[str, Any], notes: tuple[str, ...]
         render=_render(said),
     )
     if made.pipeline:
-        text += PIPELINE.format(
-            pipeline=made.pipeline, times=made.times, sigma_max=made.scheduler["sigma_max"]
-        )
+        text += PIPELINE.format(pipeline=made.pipeline, times=made.times, sigma_max=made.scheduler["sigma_max"])
     return text + _notes(notes)
