@@ -7,6 +7,7 @@ identifier is left out.
 
 from __future__ import annotations
 
+import inspect
 import re
 from dataclasses import dataclass, field
 
@@ -342,6 +343,7 @@ def split(bibtex: str) -> dict[str, str]:
     Raises:
         ValueError: if it has none.
     """
+    bibtex = inspect.cleandoc(bibtex)
     starts = [(found.start(), found[1]) for found in _OWN.finditer(bibtex)]
     if not starts:
         raise ValueError(f"no BibTeX entry in {bibtex!r}")

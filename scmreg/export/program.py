@@ -148,8 +148,9 @@ def sampling(run: Run, sampler: Sampler, denoiser: Denoiser) -> dict[str, Any]:
     """
     process, guidance = denoiser.process, getattr(sampler, "guidance", None)
     if sampler.name == "consistency":
-        first = math.atan(min(sampler.sigma_max, denoiser.highest_level) / process.sigma_data)
-        times = [first, *sampler.intermediate()]
+        few: Any = sampler  # of a plugin, whose class is not known here
+        first = math.atan(min(few.sigma_max, denoiser.highest_level) / process.sigma_data)
+        times = [first, *few.intermediate()]
     elif isinstance(sampler, OdeSampler) and sampler.name in SOLVERS:
         own = run.recipe.process
         grid = own.noise_level(sampler.grid(own, denoiser.highest_level)[:-1])

@@ -47,7 +47,8 @@ def load(folder: Path, device: str = "cpu") -> tuple[Velocity, dict[str, Any]]:
         if label is None:
             raise ValueError("guidance needs labels")
         without = ask(x, t, torch.full_like(label, len(said["classes"])))
-        return without + said["guidance"] * (ask(x, t, label) - without)
+        scale: float = said["guidance"]
+        return without + scale * (ask(x, t, label) - without)
 
     return velocity, said
 
@@ -92,7 +93,8 @@ def sample(
     mean = torch.tensor(said["mean"])
     if len(said["shape"]) == 3:  # channels of an image
         mean = mean.reshape(-1, 1, 1)
-    return torch.cat(parts) * (said["std"] / said["sigma_data"]) + mean
+    scale: float = said["std"] / said["sigma_data"]
+    return torch.cat(parts) * scale + mean
 
 
 def _sample(
@@ -103,7 +105,7 @@ def _sample(
     times: Sequence[float],
     device: str,
 ) -> Tensor:
-    sigma_data = said["sigma_data"]
+    sigma_data: float = said["sigma_data"]
 
     def draw(index: int) -> Tensor:
         return sigma_data * noise(seeds, said["shape"], index).to(device)

@@ -189,8 +189,17 @@ def test_a_model_of_diffusers(scm, registries, workplace):
     said = [
         *("--network", "unet", "--set", "network.width=8", "--process", "edm", "--objective", "ect"),
         *("--set", f"process.sigma_data={2 * std}", "--set", "parameterization.c_noise=edm"),
-        *("--data", "array", "--set", "data.path=images.npz", "--set", "data.held_out=0", "--set", "evaluation.metrics=[]"),
-        *("--steps", 2, "--set", "trainer.batch_size=8", "--set", "trainer.learning_rate=0.01"),
+        *("--data", "array", "--set", "data.path=images.npz", "--set", "data.held_out=0"),
+        *(
+            "--set",
+            "evaluation.metrics=[]",
+            "--steps",
+            2,
+            "--set",
+            "trainer.batch_size=8",
+            "--set",
+            "trainer.learning_rate=0.01",
+        ),
         *("--set", "teacher.trainer.steps=2", "--set", "teacher.trainer.batch_size=8", "--out", "."),
     ]
     result = scm("run", *said, "--name", "unet")
