@@ -81,8 +81,15 @@ def sample(
         times: falling TrigFlow times, one a step; those of the folder if not given.
         device: where to compute.
         batch_size: samples that are computed at once.
+
+    Raises:
+        ValueError: if a label is no class, or the times do not fall from below pi/2 to above 0.
     """
     velocity, said = load(folder, device)
+    if labels is not None and not all(0 <= label < len(said["classes"]) for label in labels):
+        raise ValueError(f"{list(labels)} must be among the {len(said['classes'])} classes, counted from 0")
+    if times and not all(s < t for t, s in itertools.pairwise((math.pi / 2, *times, 0.0))):
+        raise ValueError(f"times must fall from below pi/2 to above 0, not {list(times)}")
     if said["classes"] and labels is None:
         labels = [index % len(said["classes"]) for index in range(len(seeds))]
     parts = []
@@ -139,9 +146,14 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("samples.npz"))
     given = parser.parse_args()
+    if given.count < 1:
+        parser.error("--count must be 1 at least")
     labels = None if given.labels is None else list(itertools.islice(itertools.cycle(given.labels), given.count))
     seeds = range(given.seed, given.seed + given.count)
-    drawn = sample(Path(__file__).parent, seeds, labels, given.times, given.device)
+    try:
+        drawn = sample(Path(__file__).parent, seeds, labels, given.times, given.device)
+    except ValueError as error:
+        parser.error(str(error))
     np.savez(given.out, x=drawn.numpy())
 
 
