@@ -333,6 +333,56 @@ def compare(
 
 
 @app.command(
+    "import",
+    epilog="Examples:\n\nscm import weights.safetensors --network mlp --process edm --data digits --name mine\n\n"
+    "scm import weights.safetensors --recipe digits-best --json",
+)
+def import_(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A file of safetensors, or a folder with one.",
+            metavar="FILE|FOLDER",
+            show_default=False,
+        ),
+    ],
+    process: Annotated[str | None, _selector("process", "How data turn into noise.")] = None,
+    parameterization: Annotated[str | None, _selector("parameterization", "What the network output means.")] = None,
+    network: Annotated[str | None, _selector("network", "What was trained.")] = None,
+    objective: Annotated[str | None, _selector("objective", "What was minimised; diffusion if not given.")] = None,
+    data: Annotated[str | None, _selector("data", "What was modelled.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Start from a recipe: a packaged one by name, a YAML file, or a run.",
+            metavar="NAME|FILE",
+            autocompletion=completion.recipes,
+        ),
+    ] = None,
+    settings: Set = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run directory.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where run directories are kept; ./runs if not given.")] = None,
+    json: Json = False,
+    plugin: Plugin = None,
+) -> None:
+    """Keep weights that were trained elsewhere as a run: to sample, to judge, to distil by --teacher.
+
+    Options say what the weights were trained for. How well they then predict the data is printed.
+    """
+    from scmreg_cli import exporting
+
+    selected = {
+        "process": process,
+        "parameterization": parameterization,
+        "network": network,
+        "objective": objective,
+        "data": data,
+    }
+    chosen = {path: value for path, value in selected.items() if value is not None}
+    exporting.import_(source, chosen, settings or [], recipe=recipe, name=name, out=out, as_json=json)
+
+
+@app.command(
     epilog="Examples:\n\nscm export runs/trigflow-scd-digits-s0 --to digits\n\n"
     "scm export runs/flow-diffusion-digits-s0 --sampler heun --steps 12 --to flow --json"
 )

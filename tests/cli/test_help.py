@@ -8,7 +8,20 @@ import sys
 
 import pytest
 
-COMMANDS = ("run", "list", "show", "sample", "eval", "report", "compare", "export", "cite", "bench", "plugins", "doctor")
+COMMANDS = (
+    "run",
+    "list",
+    "show",
+    "sample",
+    "eval",
+    "report",
+    "compare",
+    "export",
+    "cite",
+    "bench",
+    "plugins",
+    "doctor",
+)
 
 # Runs the program as the console script does, then tells which modules it imported.
 RUNNER = """
