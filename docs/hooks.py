@@ -64,6 +64,7 @@ MODULES = (
     "compare",
     "checkpoint",
     "export",
+    "importing",
     "cite",
     "bibliography",
     "verify",

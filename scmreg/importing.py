@@ -25,7 +25,7 @@ from scmreg.rng import generator
 from scmreg.train import adopt, build_denoiser
 from scmreg.types import Conditions
 
-__all__ = ["Imported", "import_weights"]
+__all__ = ["Imported", "check_import", "import_weights"]
 
 LEVELS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Noise levels of the trial, over the standard deviation of the data."""
@@ -47,8 +47,9 @@ class Imported:
         if any(model < linear for model, linear in self.errors.values()):
             return ()
         return (
-            "at no noise level does the model predict the data better than a linear function of the sample does: process,"
-            " parameterization, network or data are not what the weights were trained for, or they are hardly trained",
+            "at no noise level does the model predict the data better than a linear function of the sample does:"
+            " process, parameterization, network or data are not what the weights were trained for, or they are hardly"
+            " trained",
         )
 
     def to_json(self) -> dict[str, Any]:

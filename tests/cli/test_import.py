@@ -60,7 +60,7 @@ def test_it_teaches(scm, original, workplace):
 
 def test_weights_of_something_else_are_told(scm, original, workplace):
     """The same shapes under a process and a parameterization that they were not trained for."""
-    other = ("--process", "flow", "--parameterization", "flow")
+    other = ("--process", "vp", "--parameterization", "data")
     result = scm("import", original[1], *POINTS, *other, "--name", "wrong")
     assert result.code == 0
     assert "note: at no noise level does the model predict the data better" in result.err

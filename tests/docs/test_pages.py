@@ -174,8 +174,9 @@ def check_command(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 def of_trained(arguments: list[str]) -> bool:
-    """Whether a command asks for samples, figures or a page of a run that is here."""
-    return arguments[0] in ("sample", "eval", "report", "compare", "cite", "export") and Path(arguments[1]).is_dir()
+    """Whether a command is about a run, or weights, that are here."""
+    commands = ("sample", "eval", "report", "compare", "cite", "export", "import")
+    return arguments[0] in commands and Path(arguments[1]).is_dir()
 
 
 def check_run(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,9 +212,12 @@ def parse(arguments: list[str]) -> None:
     with fresh_registry():
         parent = GROUP.make_context("scm", [arguments[0]], resilient_parsing=True)
         context = command.make_context(arguments[0], arguments[1:], parent=parent)
-        given = context.params
-    if arguments[0] == "bench":
-        assert given["name"] is None or made_of(given["name"], given["settings"] or (), context.args)
+        check_names(arguments[0], context.params, context.args)
+
+
+def check_names(command: str, given: dict[str, Any], further: list[str]) -> None:
+    if command == "bench":
+        assert given["name"] is None or made_of(given["name"], given["settings"] or (), further)
         return
     assert {*(given.get("names") or ())} <= {*PROOFS}
     tree = recipe.Recipe().to_tree()
