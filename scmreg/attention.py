@@ -312,6 +312,8 @@ _obstacles: dict[str, str] = {}
 
 
 def _operation(backend: str, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> Operation:
+    if torch.compiler.is_exporting():
+        backend = "math"  # An exported program runs where nobody has defined our operators.
     if torch.compiler.is_compiling():
         _prepared(backend)
     name = choose(q, k, v, options)[0] if backend == "auto" else backend

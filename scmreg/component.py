@@ -49,7 +49,9 @@ class Component(Options, ABC):
     name: ClassVar[str] = ""
     """The name it is registered under; empty for an abstract class."""
     reference: ClassVar[str] = ""
-    """Where it comes from: paper and equation."""
+    """Where it comes from: paper and equation; several are separated by semicolons."""
+    bibtex: ClassVar[str] = ""
+    """BibTeX entries of works in `reference` that :mod:`scmreg.bibliography` does not have, for `scm cite`."""
     formula: ClassVar[str] = ""
     """Its defining equation in one line of plain text."""
 

@@ -42,7 +42,7 @@ from scmreg.recipe import Recipe, Trainer
 from scmreg.rng import derive, generator
 from scmreg.types import Batch, Conditions
 
-__all__ = ["Interrupted", "build_denoiser", "resolve_device", "stepper", "train"]
+__all__ = ["Interrupted", "adopt", "build_denoiser", "resolve_device", "stepper", "train"]
 
 
 class Interrupted(ScmError):
@@ -121,6 +121,25 @@ def train(
     devices = [loop.device] if loop.device.type == "cuda" else []
     with cpu_threads(recipe.trainer, loop.denoiser), torch.random.fork_rng(devices=devices):
         return loop.run(progress, title, resume or folder)
+
+
+def adopt(
+    recipe: Recipe, dataset: Dataset, folder: Path, weights: Mapping[str, Tensor], origin: Mapping[str, Any]
+) -> Path:
+    """Keep weights that were trained elsewhere as the last checkpoint of a run, and return its folder.
+
+    Args:
+        recipe: what they were trained for; its objective needs no teacher.
+        dataset: loaded data.
+        folder: run directory.
+        weights: the state of the denoiser.
+        origin: where they are from, for the metadata.
+    """
+    loop = _Loop(recipe, dataset, folder, None, None)
+    for model in (loop.denoiser, loop.average):
+        checkpoint.load_into(model, weights, "the model")
+    loop.step = recipe.trainer.steps
+    return loop.save(origin)
 
 
 def stepper(recipe: Recipe, dataset: Dataset, teacher: Denoiser | None = None) -> Callable[[], dict[str, float]]:
@@ -249,8 +268,8 @@ class _Loop:
         truncate(self.folder, self.step)
         self._forget_previews()
 
-    def save(self) -> Path:
-        """Write a checkpoint of everything that the run needs to go on."""
+    def save(self, further: Mapping[str, Any] | None = None) -> Path:
+        """Write a checkpoint of everything that the run needs to go on, and further metadata."""
         parts: dict[str, Mapping[str, Tensor]] = {
             "model": self.denoiser.state_dict(),
             "ema": self.average.state_dict(),
@@ -271,6 +290,7 @@ class _Loop:
             "step_seconds": statistics.median(self.step_seconds) if self.step_seconds else None,
             "bins": self.bins.to_json(),
             "environment": environment(self.device),
+            **(further or {}),
         }
         return checkpoint.save(self.checkpoints, self.step, parts, meta, self.trainer.keep)
 

@@ -363,6 +363,115 @@ def compare(
     reporting.compare(runs, png=png, as_json=json)
 
 
+@app.command(
+    "import",
+    epilog="Examples:\n\nscm import weights.safetensors --network mlp --process edm --data digits --name mine\n\n"
+    "scm import weights.safetensors --recipe digits-best --json",
+)
+def import_(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A file of safetensors, or a folder with one.",
+            metavar="FILE|FOLDER",
+            show_default=False,
+        ),
+    ],
+    process: Annotated[str | None, _selector("process", "How data turn into noise.")] = None,
+    parameterization: Annotated[str | None, _selector("parameterization", "What the network output means.")] = None,
+    network: Annotated[str | None, _selector("network", "What was trained.")] = None,
+    objective: Annotated[str | None, _selector("objective", "What was minimised; diffusion if not given.")] = None,
+    data: Annotated[str | None, _selector("data", "What was modelled.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Start from a recipe: a packaged one by name, a YAML file, or a run.",
+            metavar="NAME|FILE",
+            autocompletion=completion.recipes,
+        ),
+    ] = None,
+    settings: Set = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run directory.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where run directories are kept; ./runs if not given.")] = None,
+    json: Json = False,
+    plugin: Plugin = None,
+) -> None:
+    """Keep weights that were trained elsewhere as a run: to sample, to judge, to distil by --teacher.
+
+    Options say what the weights were trained for. How well they then predict the data is printed.
+    """
+    from scmreg_cli import exporting
+
+    selected = {
+        "process": process,
+        "parameterization": parameterization,
+        "network": network,
+        "objective": objective,
+        "data": data,
+    }
+    chosen = {path: value for path, value in selected.items() if value is not None}
+    exporting.import_(source, chosen, settings or [], recipe=recipe, name=name, out=out, as_json=json)
+
+
+@app.command(
+    epilog="Examples:\n\nscm export runs/trigflow-scd-digits-s0 --to digits\n\n"
+    "scm export runs/flow-diffusion-digits-s0 --sampler heun --steps 12 --to flow --json"
+)
+def export(
+    run: RunFolder,
+    to: Annotated[Path, typer.Option("--to", help="The folder to make.", metavar="FOLDER", show_default=False)],
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="program: a program of torch, of any run. diffusers: a model of diffusers, if the network is one.",
+        ),
+    ] = "program",
+    sampler: Annotated[str | None, _selector("sampler", "How the folder samples.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the sampler.", min=1)] = None,
+    times: Annotated[
+        str | None,
+        typer.Option(help="Falling TrigFlow times of the sampler, as for `scm sample`.", metavar="T,T,..."),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Scale of classifier-free guidance of a solver; 1 is none.", min=0),
+    ] = None,
+    weights: Annotated[str, typer.Option(help="ema (averaged) or raw.")] = "ema",
+    settings: Set = None,
+    json: Json = False,
+    plugin: Plugin = None,
+) -> None:
+    """Write a finished run as a folder that loads without scmreg.
+
+    Its README.md says how to use it, and what it cannot do.
+    """
+    from scmreg_cli import exporting
+
+    exporting.export(
+        run,
+        to,
+        form=form,
+        sampler=sampler,
+        steps=steps,
+        times=times,
+        guidance=guidance,
+        weights=weights,
+        settings=settings or [],
+        as_json=json,
+    )
+
+
+@app.command(
+    epilog="Examples:\n\nscm cite runs/trigflow-scd-digits-s0\n\nscm cite runs/trigflow-scd-digits-s0 --json",
+)
+def cite(run: RunFolder, json: Json = False, plugin: Plugin = None) -> None:
+    """Print the BibTeX of what a run used: of its components, of its teacher, and of this library."""
+    from scmreg_cli import exporting
+
+    exporting.cite(run, as_json=json)
+
+
 @app.command(epilog="Examples:\n\nscm verify\n\nscm verify --full --json\n\nscm verify round-trip heun-is-edms-sampler")
 def verify(
     names: Annotated[

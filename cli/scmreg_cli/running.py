@@ -133,7 +133,7 @@ def sample(
     opened = load_run(folder)
     if target.suffix == ".png":
         pictures.check_picture(opened.spec)
-    drawn_by = _sampler(opened, sampler, steps, times, guidance, settings)
+    drawn_by = choose_sampler(opened, sampler, steps, times, guidance, settings)
     under = _process(opened, process, settings)
     wanted = _numbers(labels, int, "--labels") if labels is not None else None
     classes = len(opened.spec.classes)
@@ -227,7 +227,7 @@ def _process(opened: Run, name: str | None, settings: Sequence[str]) -> Process:
     return built
 
 
-def _sampler(
+def choose_sampler(
     opened: Run,
     name: str | None,
     steps: int | None,

@@ -8,7 +8,10 @@ import sys
 
 import pytest
 
-COMMANDS = ("run", "list", "show", "sample", "eval", "report", "compare", "check", "bench", "new", "plugins", "doctor")
+COMMANDS = (
+    *("run", "list", "show", "sample", "eval", "report", "compare", "study", "check", "bench", "new", "plugins", "doctor"),
+    *("export", "import", "cite"),
+)
 
 # Runs the program as the console script does, then tells which modules it imported.
 RUNNER = """

@@ -125,6 +125,7 @@ def test_page_is_true(
 ) -> None:
     """Everything on a page happens in the order of the page, in one directory and one namespace."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # a page imports its own files, as Python does where it is started
     put(trained, tmp_path)
     namespace: dict[str, Any] = {"__name__": "docs"}
     for block in blocks(page):
@@ -201,8 +202,9 @@ def check_command(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 def of_trained(arguments: list[str]) -> bool:
-    """Whether a command asks for samples, figures or a page of a run that is here."""
-    return arguments[0] in ("sample", "eval", "report", "compare") and Path(arguments[1]).is_dir()
+    """Whether a command is about a run, or weights, that are here."""
+    commands = ("sample", "eval", "report", "compare", "cite", "export", "import")
+    return arguments[0] in commands and Path(arguments[1]).is_dir()
 
 
 def check_run(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,14 +240,17 @@ def parse(arguments: list[str]) -> None:
     with fresh_registry():
         parent = GROUP.make_context("scm", [arguments[0]], resilient_parsing=True)
         context = command.make_context(arguments[0], arguments[1:], parent=parent)
-        given = context.params
-        if arguments[0] == "check":
-            assert given["name"] is None or named(given["name"])
-            return
-    if arguments[0] == "bench":
-        assert given["name"] is None or made_of(given["name"], given["settings"] or (), context.args)
+        check_names(arguments[0], context.params, context.args)
+
+
+def check_names(command: str, given: dict[str, Any], further: list[str]) -> None:
+    if command == "check":
+        assert given["name"] is None or named(given["name"])
         return
-    if arguments[0] == "study":
+    if command == "bench":
+        assert given["name"] is None or made_of(given["name"], given["settings"] or (), further)
+        return
+    if command == "study":
         assert given["name"] is None or studying.made_of(given["name"], given["settings"] or ())
         return
     assert {*(given.get("names") or ())} <= {*PROOFS}
