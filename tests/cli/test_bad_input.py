@@ -122,7 +122,7 @@ def images(path, *settings):
         (["--teacher", "exact", "--objective", "sct"], ["unlike 'digits'"]),
         (
             ["--teacher", "exact", "--data", "mixture", "--set", "objective.start=teacher"],
-            ["objective.start is 'teacher'", "an exact teacher has no weights", "scratch, or auto"],
+            ["start of 'scd' is 'teacher'", "an exact teacher has no weights", "scratch, or auto"],
         ),
         (["--sampler", "heun", "--set", "sampler.guidance=2"], ["sampler.guidance is 2", "'scd'", "label_dropout"]),
         (["--set", "evaluation.teacher_sampler.guidance=2"], ["sampler.guidance is 2", "'diffusion'", "label_dropout"]),
@@ -237,7 +237,7 @@ def test_distillation_needs_its_teacher(refused, objective):
     refused(*arguments, "--teacher", "exact", quick=False, words=["unlike 'digits'"])
     refused(*arguments, "--teacher", "nowhere", quick=False, words=["nowhere"])
     start = ["--data", "mixture", "--teacher", "exact", "--set", "objective.start=teacher"]
-    refused(*arguments, *start, quick=False, words=["objective.start is 'teacher'", "has no weights"])
+    refused(*arguments, *start, quick=False, words=[f"start of '{objective}' is 'teacher'", "has no weights"])
 
 
 @pytest.mark.parametrize("weighting", ["ect", "inverse-step", "{name: converted, of: ect}"])
