@@ -58,8 +58,10 @@ class Phase:
     """Modules of the objective whose parameters move along, such as a learned weighting."""
     every: int = 1
     """It is due in the steps that this divides, counted from 1."""
+    rate: float = 1.0
+    """Its learning rate, as a multiple of the trainer's: that of a network which has to keep up with the model, say."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Options of the trainer that differ in this phase, such as ``learning_rate``."""
+    """Options of the trainer that differ in this phase, such as ``clip``."""
 
     def due(self, step: int) -> bool:
         """Whether it takes its step after ``step`` steps."""

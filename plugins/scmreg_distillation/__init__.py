@@ -43,15 +43,9 @@ class VSDModule(ObjectiveModule):
             "diffusion", proposal=objective.fake_proposal, weighting=objective.fake_weighting
         )
         self.fake_objective = diffusion.build(replace(setup, denoiser=self.fake_score, teacher=None))
-        rate = objective.fake_learning_rate
         self.phases = (
             Phase("main", own=("weighting",), every=objective.generator_every),
-            Phase(
-                "fake",
-                nets=("fake_score",),
-                own=("fake_objective",),
-                options={} if rate is None else {"learning_rate": rate},
-            ),
+            Phase("fake", nets=("fake_score",), own=("fake_objective",), rate=objective.fake_rate),
         )
 
     def loss(self, phase: str, nets: Nets, batch: Batch, step: int, rng: torch.Generator) -> Loss:
@@ -134,9 +128,9 @@ class VSD(Student, name="vsd"):
     """Weight of each time in the loss of the fake score."""
     fake_proposal: Proposal = Proposal.default("lognormal", p_mean=-0.8, p_std=1.6)
     """Distribution of training times of the fake score."""
-    fake_learning_rate: Positive | None = 3e-3
-    """Learning rate of the fake score, with the trainer's schedule; none for that of the student. A fake score that
-    does not keep up with the generator lets it collapse onto a few samples. (sCM: that of the student.)"""
+    fake_rate: Positive = 10.0
+    """Learning rate of the fake score, as a multiple of the generator's. A fake score that does not keep up with the
+    generator lets it collapse onto a few samples. (sCM: 1.)"""
     generator_every: Count = 1
     """Steps of the fake score for one of the generator. (sCM: 1.)"""
     sigma_max: Positive = 80.0

@@ -171,7 +171,7 @@ def test_options(refused, arguments, words):
         (["--objective", "vsd+"], ["the sum 'vsd+' lacks a term"]),
         (["--objective", "scd+vsd", "--weighting", "adaptive"], ["objective.terms.vsd.weighting"]),
         (["--objective", "vsd", "--set", "objective.generator_every=0"], ["generator_every", "equal to 1"]),
-        (["--objective", "vsd", "--set", "objective.fake_learning_rate=0"], ["fake_learning_rate", "greater than 0"]),
+        (["--objective", "vsd", "--set", "objective.fake_rate=0"], ["fake_rate", "greater than 0"]),
         (["--objective", "vsd", "--teacher", "exact"], ["an exact teacher needs data that know their own law"]),
         (["--objective", "scd+vsd", "--teacher", "exact"], ["an exact teacher needs data that know their own law"]),
         (
