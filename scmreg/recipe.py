@@ -303,8 +303,9 @@ class Recipe(Options):
         taught = self.teacher.objective
         if self.trains_with_teacher and (taught.few_step or taught.needs_teacher):
             reasons.append(f"teacher.objective is '{taught.name}': a teacher is a diffusion model without a teacher")
-        if self.trains_with_teacher and self.teacher.source == "auto" and (reason := self.objective.taught_by(taught)):
-            reasons.append(reason)
+        if self.trains_with_teacher and self.teacher.source == "auto":
+            told = None if spec is None else taught.accepts(spec)
+            reasons += [reason for reason in (self.objective.taught_by(taught), told) if reason]
         if reasons := list(dict.fromkeys(reasons)):
             raise CompositionError(reasons[0], *reasons[1:])
 
