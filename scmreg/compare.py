@@ -14,7 +14,7 @@ from typing import Any
 
 from scmreg.errors import OptionError, RunError
 from scmreg.recipe import Trainer
-from scmreg.record import Record, figures_of, name_of, read_record, rows
+from scmreg.record import Record, figures_of, name_of, read_record, rows, title_of
 
 __all__ = ["Comparison", "Difference", "Group", "Row", "compare"]
 
@@ -171,11 +171,22 @@ def _differences(records: Mapping[str, Record]) -> tuple[Difference, ...]:
 
 
 def _flat(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values of a recipe by path; a component stands at its own path by name, as ``--set`` takes it."""
+    """Yield the values of a recipe by path; a component stands at its own path by name, as ``--set`` takes it.
+
+    A sum is called after its terms. A list of components is one of names, and each has its options under its name.
+    """
     for key, value in node.items():
-        here = path if key == "name" and path else f"{path}.{key}" if path else str(key)
-        if isinstance(value, Mapping) and value:
+        here = f"{path}.{key}" if path else str(key)
+        if key == "name" and path:
+            yield path, title_of(node)
+        elif isinstance(value, Mapping) and value:
             yield from _flat(value, here)
+        elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            if key != "terms":
+                yield here, [name_of(item) for item in value]
+            for item in value:
+                options = {option: given for option, given in item.items() if option != "name"}
+                yield from _flat(options, f"{here}.{name_of(item)}")
         else:
             yield here, value
 

@@ -79,6 +79,7 @@ def _chart(comparison: Comparison, group: Group) -> Image.Image:
     columns = min(COLUMNS, len(figures))
     deep = -(-len(figures) // columns)
     figure = Figure(figsize=(WIDTH, 2.7 * deep + 0.8), layout="constrained", dpi=DPI)
+    figure.get_layout_engine().set(h_pad=0.12)  # type: ignore[union-attr, call-arg]
     panels = figure.subplots(deep, columns, squeeze=False).flatten()
     for panel, name in zip(panels, figures, strict=False):
         _panel(panel, group, name, names)
@@ -110,11 +111,14 @@ def _panel(panel: Axes, group: Group, figure: str, names: list[str]) -> None:
             panel.plot([counts.index(c) for c in places], [own[c] for c in places], "D", color=colour, label=run)
         elif places:
             panel.bar([index], [own[places[0]]], color=colour, label=run, width=0.7)
-    taught = {run: value for row in found if row.model == "teacher" for run, value in row.values.items()}
-    shared = len(set(taught.values())) == 1
-    for run, value in list(taught.items())[: 1 if shared else None]:
-        colour = "#3c4550" if shared else COLOURS[names.index(run) % len(COLOURS)]
-        label = "teacher" if shared else f"teacher of {run}"
+    taught: dict[float, list[str]] = {}
+    for row in found:
+        for run, value in row.values.items() if row.model == "teacher" else ():
+            taught.setdefault(value, []).append(run)
+    for value, runs in taught.items():
+        colour = "#3c4550" if len(taught) == 1 else COLOURS[names.index(runs[0]) % len(COLOURS)]
+        more = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
+        label = "teacher" if len(taught) == 1 else f"teacher of {runs[0]}{more}"
         panel.axhline(value, color=colour, linestyle=(0, (4, 2)), linewidth=1, label=label)
     floors = {value for row in found if row.model == "real data" for value in row.values.values()}
     for floor in sorted(floors):
@@ -128,6 +132,10 @@ def _panel(panel: Axes, group: Group, figure: str, names: list[str]) -> None:
     panel.tick_params(labelsize=8)
     panel.spines[["top", "right"]].set_visible(False)
     panel.margins(x=0.12, y=0.12)
+    low, high = panel.get_ylim()
+    if high - low <= 1e-6 * max(abs(low), abs(high), 1.0):  # equal but for rounding
+        panel.set_ylim(low - 0.05, high + 0.05)
+    panel.ticklabel_format(axis="y", useOffset=False)
 
 
 def _fitted(path: Path) -> Image.Image:

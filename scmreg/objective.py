@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from scmreg.tangent import TangentPass
 from scmreg.types import Batch, Conditions
 from scmreg.weighting import Space
 
-__all__ = ["Loss", "Objective", "ObjectiveModule", "Phase", "Setup"]
+__all__ = ["Loss", "Objective", "ObjectiveModule", "Phase", "Setup", "Student"]
 
 Nets = Mapping[str, Callable[[Tensor, Tensor, Conditions], Tensor]]
 
@@ -58,8 +58,10 @@ class Phase:
     """Modules of the objective whose parameters move along, such as a learned weighting."""
     every: int = 1
     """It is due in the steps that this divides, counted from 1."""
+    rate: float = 1.0
+    """Its learning rate, as a multiple of the trainer's: that of a network which has to keep up with the model, say."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Options of the trainer that differ in this phase, such as ``learning_rate``."""
+    """Options of the trainer that differ in this phase, such as ``clip``."""
 
     def due(self, step: int) -> bool:
         """Whether it takes its step after ``step`` steps."""
@@ -207,3 +209,40 @@ class Objective(Component, kind="objective"):
     @abstractmethod
     def build(self, setup: Setup) -> ObjectiveModule:
         """Return the module that computes the loss."""
+
+
+class Student(Objective):
+    """An objective that makes a few-step model, out of a diffusion model or from fresh weights."""
+
+    needs_boundary = True
+    few_step = True
+    sampler = "consistency"
+    trainer = {
+        "optimizer": "Adam",
+        "optimizer_options": {"betas": [0.9, 0.99], "fused": True},
+        "learning_rate": 2e-3,
+        "steps": 4500,
+        "batch_size": 128,
+    }
+
+    start: Literal["auto", "teacher", "scratch"] = "auto"
+    """Whether training starts from the averaged weights of a diffusion model or from fresh ones; auto takes the
+    teacher's where it has any, which an exact one has not."""
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether training starts from one."""
+        return self.start != "scratch"
+
+    @property
+    def starts_from_teacher(self) -> bool:
+        """Whether training starts from the teacher's weights, if it has any."""
+        return self.start != "scratch"
+
+    def fits(self, recipe: Any) -> str | None:
+        """Refuse to start from the weights of a teacher that has none."""
+        if self.start == "teacher" and recipe.teacher.source == "exact":
+            return (
+                f"start of '{self.name}' is 'teacher', but an exact teacher has no weights: set it to scratch, or auto"
+            )
+        return None

@@ -227,6 +227,9 @@ def _convert(option: Option, value: Any, where: str) -> Any:
         raise OptionError(
             [f"{path} must be {'an integer' if _base(option.annotation) is int else 'a number'}, not {value}"]
         )
+    count = _length(option.annotation)
+    if count is not None and not (isinstance(value, tuple | list) and len(value) == count):
+        raise OptionError([f"{path} must be a list of {count} values, not {value!r}"])
     try:
         converted = _adapter(option.annotation).validate_python(value)
         return converted.expanduser().absolute() if isinstance(converted, Path) else converted
@@ -265,7 +268,7 @@ def _component(kind: type[Component], value: Any, path: str, option: Option | No
 
 def _words(path: str, value: Any, detail: Any) -> str:
     inner = ".".join(str(part) for part in detail["loc"] if isinstance(part, int))
-    message = detail["msg"].replace("Input should be", "must be")
+    message = detail["msg"].replace("Input should be", "must be").replace("a valid tuple", "a list")
     if detail["type"] in ("int_parsing", "float_parsing", "bool_parsing", "int_from_float"):
         message = message.split(",")[0].replace("valid ", "").replace("a integer", "an integer")
     if detail["type"] == "too_short":
@@ -274,6 +277,13 @@ def _words(path: str, value: Any, detail: Any) -> str:
     name, of, owner = path.partition(" of ")
     item = f"[{inner}]" if inner else ""
     return f"{name}{item}{of}{owner} {message}, not {detail.get('input', value)!r}"
+
+
+def _length(annotation: Any) -> int | None:
+    """Return how many values a list must have; ``None`` where it is no list, or any number will do."""
+    bare, _ = _strip_optional(annotation)
+    args = typing.get_args(bare)
+    return len(args) if typing.get_origin(bare) is tuple and Ellipsis not in args else None
 
 
 _adapters: dict[int, tuple[Any, TypeAdapter[Any]]] = {}

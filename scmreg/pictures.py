@@ -24,13 +24,17 @@ __all__ = ["check_picture", "comparison", "grid", "has_picture", "save_preview",
 Panel = tuple[str, Judged]
 
 
-def comparison(panels: Sequence[Panel], spec: DataSpec, path: Path, *, rows: int = 8) -> Path | None:
+def comparison(
+    panels: Sequence[Panel], spec: DataSpec, path: Path, *, real: Tensor | None = None, rows: int = 8
+) -> Path | None:
     """Draw several sets of samples side by side, one column per class where there are classes.
 
     Args:
         panels: titles and samples; sample ``i`` of each is of the same noise and label.
         spec: what the samples are.
         path: PNG file to write; of a single set it has no title.
+        real: data that set the limits of points, so that pictures of several runs on them can be laid beside each
+            other; the points of all panels if not given.
         rows: images in a column.
 
     Returns:
@@ -41,7 +45,7 @@ def comparison(panels: Sequence[Panel], spec: DataSpec, path: Path, *, rows: int
     if spec.modality == "image":
         _write(_beside([(title, _columns(judged, spec, rows)) for title, judged in panels]), path)
     else:
-        _scatter(panels, path)
+        _scatter(panels, path, real)
     return path
 
 
@@ -136,18 +140,27 @@ def _beside(panels: Sequence[tuple[str, Image.Image]]) -> Image.Image:
     return canvas
 
 
-def _scatter(panels: Sequence[Panel], path: Path) -> None:
+def _scatter(panels: Sequence[Panel], path: Path, real: Tensor | None = None) -> None:
     from matplotlib.figure import Figure  # imported late: it takes a while
 
-    figure = Figure(figsize=(3.2 * len(panels), 3.4), layout="constrained", dpi=110)
+    # This layout is the one that leaves room for titles over panels of equal axes.
+    figure = Figure(figsize=(3.2 * len(panels), 3.6), layout="compressed", dpi=110)
     axes = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
-    reach = max(float(judged.x.abs().quantile(0.995)) for _, judged in panels) * 1.15
+    across, along = _window(torch.cat([judged.x for _, judged in panels]) if real is None else real)
     for axis, (title, judged) in zip(axes, panels, strict=True):
         x: NDArray[np.float32] = judged.x[:4000].numpy()
         colour = None if judged.labels is None else judged.labels[:4000].numpy()
         axis.scatter(x[:, 0], x[:, 1], s=2, c=colour, cmap="tab10" if colour is not None else None, linewidths=0)
-        axis.set(title=title, xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+        axis.set(title=title, xlim=across, ylim=along, aspect="equal")
     _save(figure, path)
+
+
+def _window(x: Tensor) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return the limits of a square around all points but rare ones."""
+    ends = np.quantile(x.numpy(), (0.0025, 0.9975), axis=0)
+    centre, reach = ends.mean(0), 0.6 * max(float((ends[1] - ends[0]).max()), 1e-6)
+    across, along = ((float(middle) - reach, float(middle) + reach) for middle in centre)
+    return across, along
 
 
 def _save(figure: Figure, path: Path) -> None:

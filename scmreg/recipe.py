@@ -245,6 +245,13 @@ class Recipe(Options):
         """Whether training starts from the weights of the teacher, which an exact one has not."""
         return self.objective.starts_from_teacher and self.trains_with_teacher
 
+    @property
+    def guided(self) -> tuple[Objective | Sampler, ...]:
+        """What guides to a class: the distillation, the sampling of the model, or that of its teacher."""
+        objectives = (self.objective,) if "guidance" in self.objective.gives else ()
+        samplers = (self.sampler, self.evaluation.teacher_sampler)
+        return (*objectives, *(each for each in samplers if getattr(each, "guidance", None) not in (None, 1)))
+
     def components(self) -> tuple[Component, ...]:
         """Return every component of the tree that this run uses, outermost first."""
         used: list[Options] = [self]
@@ -272,6 +279,10 @@ class Recipe(Options):
             CompositionError: with the reason of every component that does not fit.
         """
         reasons = []
+        if spec is not None and not spec.classes:
+            reasons = [reason for part in self.guided if (reason := part.accepts(spec))]
+        if reasons:  # what guidance needs beside classes is of no use to anyone who has none
+            raise CompositionError(reasons[0])
         for component in self.components():
             if reason := component.unavailable():
                 reasons.append(f"{component.kind} '{component.name}' cannot run here: {reason}")
@@ -293,8 +304,9 @@ class Recipe(Options):
         taught = self.teacher.objective
         if self.trains_with_teacher and (taught.few_step or taught.needs_teacher):
             reasons.append(f"teacher.objective is '{taught.name}': a teacher is a diffusion model without a teacher")
-        if self.trains_with_teacher and self.teacher.source == "auto" and (reason := self.objective.taught_by(taught)):
-            reasons.append(reason)
+        if self.trains_with_teacher and self.teacher.source == "auto":
+            told = None if spec is None else taught.accepts(spec)
+            reasons += [reason for reason in (self.objective.taught_by(taught), told) if reason]
         if reasons := list(dict.fromkeys(reasons)):
             raise CompositionError(reasons[0], *reasons[1:])
 

@@ -14,7 +14,7 @@ from scmreg.log import BINS, METRICS
 from scmreg.preview import previews
 from scmreg.recipe import read
 
-__all__ = ["Record", "figures_of", "name_of", "read_record", "rows"]
+__all__ = ["Record", "figures_of", "name_of", "read_record", "rows", "title_of"]
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,12 @@ def read_record(path: str | Path) -> Record:
 def name_of(node: Any) -> str:
     """Return the name of a component in the tree of a recipe."""
     return str(node.get("name")) if isinstance(node, Mapping) else str(node)
+
+
+def title_of(node: Any) -> str:
+    """Return what people call a component in the tree of a recipe: its name, or those of the terms of a sum."""
+    terms = node.get("terms") if isinstance(node, Mapping) else None
+    return "+".join(title_of(term) for term in terms) if isinstance(terms, list) and terms else name_of(node)
 
 
 def rows(summary: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

@@ -22,7 +22,7 @@ from scmreg import __version__, checkpoint
 from scmreg.charts import curve, data_uri, heat_map, number
 from scmreg.component import Component
 from scmreg.errors import OutputError, RunError
-from scmreg.record import Record, figures_of, name_of, read_record, rows
+from scmreg.record import Record, figures_of, name_of, read_record, rows, title_of
 from scmreg.registry import registry
 
 __all__ = ["Report", "make_report", "page", "write_report"]
@@ -425,7 +425,7 @@ def _tiles(record: Record) -> list[tuple[str, str, str]]:
 
 
 def _names(record: Record) -> str:
-    said = [name_of(record.recipe[name]) for name in ("objective", "data", "process")]
+    said = [title_of(record.recipe[name]) for name in ("objective", "data", "process")]
     seed = record.recipe.get("seed", 0)
     return escape(f"{said[0]} on {said[1]} under {said[2]}, seed {seed}")
 
@@ -450,16 +450,17 @@ def _node(record: Record, name: str) -> Any:
 
 
 def _part(node: Any) -> str:
-    """Return a component of the recipe as HTML: its name and its plain options."""
+    """Return a component of the recipe as HTML: its name and its plain options; of a sum those of its terms too."""
     if not isinstance(node, Mapping):
         return f"<b>{escape(str(node))}</b>"
     plain = [
         f"{key} {yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix('...' + chr(10)).strip()}"
         for key, value in node.items()
-        if key != "name" and not isinstance(value, Mapping)
+        if key not in ("name", "terms") and not isinstance(value, Mapping)
     ]
     options = f' <span class="options">{escape(", ".join(plain))}</span>' if plain else ""
-    return f"<b>{escape(name_of(node))}</b>{options}"
+    terms = "".join(f"<br>{_part(term)}" for term in node.get("terms") or ())
+    return f"<b>{escape(title_of(node))}</b>{options}{terms}"
 
 
 def _known(kind: str, record: Record) -> type[Component] | None:

@@ -104,7 +104,9 @@ def prepare(recipe: Recipe) -> Dataset:
     Raises:
         ScmError: whatever is wrong, before any work.
     """
-    recipe.check()
+    # Whether data have classes to guide to is said before what else guidance needs.
+    dataset = recipe.data.load() if recipe.guided else None
+    recipe.check(None if dataset is None else dataset.spec)
     resolve_device(recipe.trainer.device)
     trainers = [recipe.trainer]
     if recipe.trains_with_teacher and recipe.teacher.source == "auto":
@@ -118,8 +120,9 @@ def prepare(recipe: Recipe) -> Dataset:
                 f"data '{recipe.data.name}' comes from a loose plugin file, which trainer.workers cannot import",
                 "set trainer.workers=0, or install the plugin",
             )
-    dataset = recipe.data.load()
-    recipe.check(dataset.spec)
+    if dataset is None:
+        dataset = recipe.data.load()
+        recipe.check(dataset.spec)
     if recipe.trains_with_teacher and recipe.teacher.source != "auto":
         _fitting_teacher(recipe, Path(recipe.teacher.source), dataset)
     return dataset
@@ -248,10 +251,11 @@ def _draw(run: Run, judge: Judge, few: list[Result], diffusion: Result | None) -
         panels.insert(0, ("data", Judged(real.x, real.labels)))
     if not few and diffusion is None:
         return
-    comparison(panels, spec, run.folder / "samples" / "comparison.png")
+    comparison(panels, spec, run.folder / "samples" / "comparison.png", real=real.x)
     for result in few + ([diffusion] if diffusion else []):
         name = result.title.split(",")[0].replace(" ", "-")
-        comparison([(result.title, result.samples)], spec, run.folder / "samples" / f"{name}.png", rows=12)
+        alone = [(result.title, result.samples)]
+        comparison(alone, spec, run.folder / "samples" / f"{name}.png", real=real.x, rows=12)
 
 
 def _teacher(recipe: Recipe, folder: Path, dataset: Dataset, progress: Progress) -> TeacherModel | None:

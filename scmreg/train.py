@@ -342,7 +342,8 @@ class _Loop:
             if not phase.due(self.step):
                 continue
             optimizer, parameters = self.optimizers[phase.name], self.parameters[phase.name]
-            rate = options_of_phase(self.trainer, phase).learning_rate * decay(self.trainer, self.step)
+            base = options_of_phase(self.trainer, phase).learning_rate
+            rate = base * phase.rate * decay(self.trainer, self.step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.zero_grad(set_to_none=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
+from rich.table import Table
 
 from scmreg.compare import Comparison, Group
 from scmreg.compare import compare as compared
@@ -16,6 +18,9 @@ from scmreg.report import make_report
 from scmreg_cli.showing import console, table
 
 __all__ = ["compare", "report"]
+
+NAME = 18
+"""Characters in a line of the name of a run."""
 
 
 def report(run: Path, *, output: Path | None, as_json: bool) -> None:
@@ -49,7 +54,7 @@ def _print_differences(made: Comparison) -> None:
     if not made.differences:
         out.print("The recipes are the same.\n")
         return
-    shown = table("recipe", *(escape(name) for name in made.records))
+    shown = _table(["recipe"], made.records)
     for difference in made.differences:
         cells = [_value(difference.values, name) for name in made.records]
         shown.add_row(escape(difference.path), *cells, style="dim" if difference.operational else None)
@@ -65,7 +70,7 @@ def _print_figures(group: Group, *, alone: bool) -> None:
     if not group.rows:
         out.print("No metric applied.\n")
         return
-    shown = table("figure", "of", *(escape(name) for name in group.runs))
+    shown = _table(["figure", "of"], group.runs)
     before = ""
     for row in group.rows:
         first, cells = row.values.get(group.runs[0]), []
@@ -76,6 +81,16 @@ def _print_figures(group: Group, *, alone: bool) -> None:
     out.print(shown)
     if len(group.runs) > 1:
         out.print("[dim]In brackets: the change against the first run.[/]")
+
+
+def _table(words: Sequence[str], runs: Iterable[str]) -> Table:
+    """Return an empty table with a column for each run, whose name is broken rather than cut."""
+    made = table()
+    for word in words:
+        made.add_column(word, no_wrap=True, overflow="fold")
+    for name in runs:
+        made.add_column(escape("\n".join(textwrap.wrap(name, NAME))), overflow="fold")
+    return made
 
 
 def _figure(value: float, first: float | None) -> str:
@@ -92,4 +107,6 @@ def _value(values: Mapping[str, Any], name: str) -> str:
     if name not in values:
         return "[dim]–[/]"
     value = values[name]
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        value = ", ".join(value)
     return escape(value if isinstance(value, str) else json.dumps(value))

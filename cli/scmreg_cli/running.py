@@ -77,6 +77,8 @@ def compose(source: str | None, chosen: Mapping[str, Any], settings: Sequence[st
     chosen = dict(chosen)
     if "trainer.precision" in chosen:  # the flag means the whole run
         chosen["teacher.trainer.precision"] = chosen["trainer.precision"]
+    if chosen.get("teacher.source") == "":
+        raise OptionError(["--teacher is empty"], "name the folder of a run, exact, or auto")
     if chosen.get("teacher.source", "auto") not in ("auto", "exact"):
         chosen["teacher.source"] = str(Path(chosen["teacher.source"]).expanduser().absolute())
     # Outer components first: choosing an objective must not wipe out the weighting that was chosen inside it.

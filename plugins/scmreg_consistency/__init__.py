@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Interval
@@ -18,7 +18,7 @@ from scmreg.denoiser import Denoiser
 from scmreg.errors import OptionError
 from scmreg.guidance import guided
 from scmreg.hookspecs import hookimpl
-from scmreg.objective import Loss, Nets, Objective, ObjectiveModule, Phase, Setup
+from scmreg.objective import Loss, Nets, Objective, ObjectiveModule, Phase, Setup, Student
 from scmreg.process import Process
 from scmreg.proposal import Proposal
 from scmreg.registry import registry
@@ -94,20 +94,10 @@ class ContinuousModule(ObjectiveModule):
         return motion(denoiser, x, t, *pair, objective.segments), cond
 
 
-class ContinuousConsistency(Objective):
+class ContinuousConsistency(Student):
     """What sCT and sCD share: everything but where ``dx/dt`` comes from."""
 
     space = "unit"
-    needs_boundary = True
-    few_step = True
-    sampler = "consistency"
-    trainer = {
-        "optimizer": "Adam",
-        "optimizer_options": {"betas": [0.9, 0.99], "fused": True},
-        "learning_rate": 2e-3,
-        "steps": 4500,
-        "batch_size": 128,
-    }
 
     weighting: Weighting = Weighting.default("uniform")
     """Weight of each time; the prior weight 1/(sigma_data tan t) is already part of the loss. (sCM: adaptive.)"""
@@ -129,14 +119,6 @@ class ContinuousConsistency(Objective):
     guidance: tuple[NonNegative, NonNegative] | None = None
     """Range of scales of classifier-free guidance to distil, such as [1, 2]: every sample of a batch is given one, the
     teacher is guided by it and the network is told it. Of distillation alone."""
-    start: Literal["auto", "teacher", "scratch"] = "auto"
-    """Whether training starts from the averaged weights of a diffusion model (App. G) or from fresh ones; auto takes
-    the teacher's where it has any, which an exact one has not."""
-
-    @property
-    def starts_from_teacher(self) -> bool:
-        """Whether training starts from the teacher's weights, if it has any."""
-        return self.start != "scratch"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -215,9 +197,7 @@ class ContinuousConsistency(Objective):
             )
         if self.guidance is not None and self.segments > 1:
             return "guidance is distilled into models of one segment only: leave out objective.guidance, or segments"
-        if self.start == "teacher" and recipe.teacher.source == "exact":
-            return "objective.start is 'teacher', but an exact teacher has no weights: set it to scratch, or auto"
-        return None
+        return super().fits(recipe)
 
     @abstractmethod
     def direction(
@@ -237,11 +217,6 @@ class SCT(ContinuousConsistency, name="sct"):
         "e^{w(t)}/D ||F - sg(F) - g||² - w(t),  g = normalized cos(t̂) df/dt̂ along dx/dt = alpha' x_0 + sigma' noise"
     )
     reference = "Lu & Song 2024 (sCM), arXiv:2410.11081, Algorithm 1 and Eq. 8 (consistency training)"
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether training starts from one."""
-        return self.start != "scratch"
 
     def direction(
         self, teacher: Denoiser | None, x: Tensor, t: Tensor, x0: Tensor, noise: Tensor, cond: Conditions

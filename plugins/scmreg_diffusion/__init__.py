@@ -8,6 +8,7 @@ import torch
 
 from scmreg.component import Component
 from scmreg.coordinates import trig_time
+from scmreg.data import DataSpec
 from scmreg.hookspecs import hookimpl
 from scmreg.objective import Loss, Nets, Objective, ObjectiveModule, Phase, Setup
 from scmreg.proposal import Proposal
@@ -82,6 +83,12 @@ class Diffusion(Objective, name="diffusion"):
     """Distribution of training times."""
     label_dropout: Probability = 0.0
     """Share of training samples whose label is withheld, so that the model is unconditional too."""
+
+    def accepts(self, spec: DataSpec) -> str | None:
+        """Refuse to withhold labels that there are not."""
+        if not self.label_dropout or spec.classes:
+            return None
+        return f"label_dropout withholds labels, but data '{spec.name}' have no classes: leave it out"
 
     def build(self, setup: Setup) -> ObjectiveModule:
         """Return the module that computes the loss."""

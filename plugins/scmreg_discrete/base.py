@@ -1,16 +1,16 @@
-"""What the objectives of this package share: where training starts, pairs of times, the evaluation at the earlier."""
+"""What the objectives of this package share: pairs of times, and the evaluation at the earlier one."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from scmreg.coordinates import trig_time
 from scmreg.denoiser import Denoiser
-from scmreg.objective import Objective, ObjectiveModule, Phase, Setup
+from scmreg.objective import ObjectiveModule, Phase, Setup, Student
 from scmreg.process import known
 from scmreg.proposal import Proposal
 from scmreg.rng import rewound
@@ -39,20 +39,10 @@ class Pair(NamedTuple):
     """Noise, or the teacher's prediction of it, shape ``(B, ...)``."""
 
 
-class DiscreteConsistency(Objective):
+class DiscreteConsistency(Student):
     """An objective that compares a consistency function at pairs of times."""
 
-    needs_boundary = True
-    few_step = True
     pairs = True
-    sampler = "consistency"
-    trainer = {
-        "optimizer": "Adam",
-        "optimizer_options": {"betas": [0.9, 0.99], "fused": True},
-        "learning_rate": 2e-3,
-        "steps": 4500,
-        "batch_size": 128,
-    }
 
     weighting: Weighting = Weighting.default("uniform")
     """Weight of each pair of times."""
@@ -60,25 +50,6 @@ class DiscreteConsistency(Objective):
     """Distribution of the later times, before the schedule moves them."""
     schedule: Schedule = Schedule.default("edm-grid")
     """Which earlier time belongs to a time, and how the two close in."""
-    start: Literal["auto", "teacher", "scratch"] = "auto"
-    """Whether training starts from the averaged weights of a diffusion model or from fresh ones; auto takes the
-    teacher's where it has any, which an exact one has not."""
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether training starts from one."""
-        return self.start != "scratch"
-
-    @property
-    def starts_from_teacher(self) -> bool:
-        """Whether training starts from the teacher's weights, if it has any."""
-        return self.start != "scratch"
-
-    def fits(self, recipe: Any) -> str | None:
-        """Refuse to start from the weights of a teacher that has none."""
-        if self.start == "teacher" and recipe.teacher.source == "exact":
-            return "objective.start is 'teacher', but an exact teacher has no weights: set it to scratch, or auto"
-        return None
 
     def direction(
         self, teacher: Denoiser | None, x: Tensor, t: Tensor, x0: Tensor, noise: Tensor, cond: Conditions

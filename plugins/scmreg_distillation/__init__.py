@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from scmreg.coordinates import trig_time
 from scmreg.denoiser import Denoiser
 from scmreg.errors import CompositionError
 from scmreg.hookspecs import hookimpl
-from scmreg.objective import Loss, Nets, Objective, ObjectiveModule, Phase, Setup
+from scmreg.objective import Loss, Nets, Objective, ObjectiveModule, Phase, Setup, Student
 from scmreg.process import Process
 from scmreg.proposal import Proposal
 from scmreg.registry import registry
@@ -43,15 +43,9 @@ class VSDModule(ObjectiveModule):
             "diffusion", proposal=objective.fake_proposal, weighting=objective.fake_weighting
         )
         self.fake_objective = diffusion.build(replace(setup, denoiser=self.fake_score, teacher=None))
-        rate = objective.fake_learning_rate
         self.phases = (
             Phase("main", own=("weighting",), every=objective.generator_every),
-            Phase(
-                "fake",
-                nets=("fake_score",),
-                own=("fake_objective",),
-                options={} if rate is None else {"learning_rate": rate},
-            ),
+            Phase("fake", nets=("fake_score",), own=("fake_objective",), rate=objective.fake_rate),
         )
 
     def loss(self, phase: str, nets: Nets, batch: Batch, step: int, rng: torch.Generator) -> Loss:
@@ -101,7 +95,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         module.train()
 
 
-class VSD(Objective, name="vsd"):
+class VSD(Student, name="vsd"):
     """Distil a diffusion model into a one-step generator by variational score distillation.
 
     The generator is the student's one-step sample ``g = f(z, t_max)``. A second network, the fake score, is trained by
@@ -115,17 +109,8 @@ class VSD(Objective, name="vsd"):
     the one-step sample is trained: with more steps, sample what `scd+vsd` trains.
     """
 
-    needs_boundary = True
-    few_step = True
     space = "unit"
-    sampler = "consistency"
-    trainer = {
-        "optimizer": "Adam",
-        "optimizer_options": {"betas": [0.9, 0.99], "fused": True},
-        "learning_rate": 3e-4,
-        "steps": 4500,
-        "batch_size": 128,
-    }
+    trainer = {**Student.trainer, "learning_rate": 3e-4}
     formula = (
         "e^{w(t)}/D ||g - sg(g) + F̂_teacher(x_t, t) - F̂_fake(x_t, t)||² - w(t),  x_t = alpha sg(g) + sigma noise;  "
         "fake score: E[w(t) ||F̂_fake(x_t, t) - v̂_t/sigma_data||²/D],  v̂ = cos(t̂) sigma_data noise - sin(t̂) g"
@@ -143,32 +128,24 @@ class VSD(Objective, name="vsd"):
     """Weight of each time in the loss of the fake score."""
     fake_proposal: Proposal = Proposal.default("lognormal", p_mean=-0.8, p_std=1.6)
     """Distribution of training times of the fake score."""
-    fake_learning_rate: Positive | None = 3e-3
-    """Learning rate of the fake score, with the trainer's schedule; none for that of the student. A fake score that
-    does not keep up with the generator lets it collapse onto a few samples. (sCM: that of the student.)"""
+    fake_rate: Positive = 10.0
+    """Learning rate of the fake score, as a multiple of the generator's. A fake score that does not keep up with the
+    generator lets it collapse onto a few samples. (sCM: 1.)"""
     generator_every: Count = 1
     """Steps of the fake score for one of the generator. (sCM: 1.)"""
     sigma_max: Positive = 80.0
     """Noise level sigma/alpha at which the generator starts, as its sampler does; the end of the process if that is
     lower."""
-    start: Literal["auto", "teacher", "scratch"] = "auto"
-    """Whether student and fake score start from the teacher's averaged weights or from fresh ones; auto takes the
-    teacher's where it has any, which an exact one has not."""
 
     @property
     def needs_teacher(self) -> bool:
         """Always: it is the score of the data."""
         return True
 
-    @property
-    def starts_from_teacher(self) -> bool:
-        """Whether training starts from the teacher's weights, if it has any."""
-        return self.start != "scratch"
-
     def fits(self, recipe: Any) -> str | None:
         """Refuse to start from weights that there are not, and to sample from where the generator was not trained."""
-        if self.start == "teacher" and recipe.teacher.source == "exact":
-            return "start of 'vsd' is 'teacher', but an exact teacher has no weights: set it to scratch, or auto"
+        if reason := super().fits(recipe):
+            return reason
         end = recipe.process.highest_level
         own, other = (min(end, at) for at in (self.sigma_max, getattr(recipe.sampler, "sigma_max", self.sigma_max)))
         if recipe.objective is self and own != other:

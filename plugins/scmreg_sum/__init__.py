@@ -64,12 +64,15 @@ class SumModule(ObjectiveModule):
         """Return the step that all terms take together: as often as the term that takes it most often."""
         found = [_moved(phase, index) for index, phase in enumerate(self.main) if phase is not None]
         every = math.gcd(*(phase.every for phase in found))
-        if all(phase.every != every for phase in found) or any(phase.options != found[0].options for phase in found):
+        if all(phase.every != every for phase in found) or any(
+            (phase.rate, phase.options) != (found[0].rate, found[0].options) for phase in found
+        ):
             raise CompositionError(
                 f"the terms of {self.objective.title} cannot move the model in one step: it is due every"
-                f" {' and every '.join(str(phase.every) for phase in found)} steps, with the options"
+                f" {' and every '.join(str(phase.every) for phase in found)} steps, at the rates"
+                f" {' and '.join(f'{phase.rate:g}' for phase in found)}, with the options"
                 f" {' and '.join(str(dict(phase.options)) for phase in found)}",
-                "give the terms the same options of their main phase, and steps of which one divides the others",
+                "give their main phases the same rate and options, and steps of which one divides the others",
             )
         nets = tuple(dict.fromkeys(name for phase in found for name in phase.nets))
         own = tuple(name for phase in found for name in phase.own)

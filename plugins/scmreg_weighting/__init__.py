@@ -23,6 +23,7 @@ __all__ = [
     "Adaptive",
     "EDMWeighting",
     "InverseStep",
+    "InverseT",
     "LogNormal",
     "LogitNormal",
     "Prior",
@@ -76,14 +77,28 @@ class DataWeighting(FixedWeighting):
 
 
 class Prior(DataWeighting, name="prior"):
-    """Weight the data's error by one over the noise level: sCM's prior weight, ECT's ``1/t``.
+    """Weight the data's error by one over the noise level: the prior weight of sCM, in TrigFlow's time.
 
     It balances the times of a consistency function whose outputs are compared. The losses of sct and scd have it in
     them already.
     """
 
     formula = "w(t) = 1/(sigma_data tan t̂) = alpha/sigma on the data"
-    reference = "Lu & Song 2024 (sCM), arXiv:2410.11081, Sec. 4.2 and App. D; Geng et al. 2024 (ECT), Table 3: 1/t"
+    reference = "Lu & Song 2024 (sCM), arXiv:2410.11081, Sec. 4.2 and App. D"
+
+    def of_inverse(self, inverse: Tensor, sigma_data: float) -> Tensor:
+        """Return the inverse noise level."""
+        return inverse
+
+
+class InverseT(DataWeighting, name="inverse-t"):
+    """Weight the data's error by ``1/t``, ``t`` being EDM's time, the noise level: one of ECT's weights.
+
+    It is the same function as `prior`, which states it in TrigFlow's time.
+    """
+
+    formula = "w(t) = 1/t on the data,  t = sigma/alpha"
+    reference = "Geng et al. 2024 (ECT), arXiv:2406.14548, Table 3: 1/t"
 
     def of_inverse(self, inverse: Tensor, sigma_data: float) -> Tensor:
         """Return the inverse noise level."""
@@ -245,5 +260,5 @@ def _normal(x: Tensor, mean: float, std: float) -> Tensor:
 @hookimpl
 def scmreg_components() -> list[type[Component]]:
     """Register what this package adds."""
-    weightings: list[type[Component]] = [Uniform, SNR, Prior, SNRPlusOne, EDMWeighting, SoftMinSNR, Adaptive]
-    return [*weightings, InverseStep, ECT, LogNormal, LogitNormal, UniformTimes]
+    weightings: list[type[Component]] = [Uniform, SNR, Prior, InverseT, SNRPlusOne, EDMWeighting, SoftMinSNR]
+    return [*weightings, Adaptive, InverseStep, ECT, LogNormal, LogitNormal, UniformTimes]

@@ -106,6 +106,7 @@ ON_THE_DATA: dict[str, Callable[[Tensor, float], Tensor]] = {
     "edm": lambda t, data: (t**2 + data**2) / (t * data) ** 2,
     "soft-min-snr": lambda t, data: 1 / (t**2 + data**2),
     "prior": lambda t, data: 1 / t,
+    "inverse-t": lambda t, data: 1 / t,
     "inverse-step": lambda t, data: 1 / t,
 }
 """Published weights of the error of the data as functions of EDM's ``t``, the noise level; the earlier time is 0."""

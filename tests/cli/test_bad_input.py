@@ -122,7 +122,7 @@ def images(path, *settings):
         (["--teacher", "exact", "--objective", "sct"], ["unlike 'digits'"]),
         (
             ["--teacher", "exact", "--data", "mixture", "--set", "objective.start=teacher"],
-            ["objective.start is 'teacher'", "an exact teacher has no weights", "scratch, or auto"],
+            ["start of 'scd' is 'teacher'", "an exact teacher has no weights", "scratch, or auto"],
         ),
         (["--sampler", "heun", "--set", "sampler.guidance=2"], ["sampler.guidance is 2", "'scd'", "label_dropout"]),
         (["--set", "evaluation.teacher_sampler.guidance=2"], ["sampler.guidance is 2", "'diffusion'", "label_dropout"]),
@@ -170,8 +170,22 @@ def test_options(refused, arguments, words):
         (["--objective", "scd+vds"], ["no objective called 'vds', did you mean 'vsd'", "available: "]),
         (["--objective", "vsd+"], ["the sum 'vsd+' lacks a term"]),
         (["--objective", "scd+vsd", "--weighting", "adaptive"], ["objective.terms.vsd.weighting"]),
+        (["--teacher", ""], ["--teacher is empty", "the folder of a run"]),
+        (["--set", "objective.guidance=[]"], ["guidance must be a list of 2 values, not []"]),
+        (["--set", "objective.guidance=[1]"], ["guidance must be a list of 2 values, not [1]"]),
+        (["--set", "objective.guidance=[1, 2, 3]"], ["guidance must be a list of 2 values"]),
+        (["--set", "objective.guidance=[-1, 2]"], ["guidance[0]", "greater than or equal to 0"]),
+        (["--objective", "scd+vsd", "--set", "objective.weights=-1"], ["weights must be a list, not -1"]),
+        (
+            ["--data", "swissroll", "--objective", "diffusion", "--set", "objective.label_dropout=0.1"],
+            ["label_dropout withholds labels, but data 'swissroll' have no classes"],
+        ),
+        (
+            ["--data", "swissroll", "--set", "teacher.objective.label_dropout=0.1"],
+            ["label_dropout withholds labels, but data 'swissroll' have no classes"],
+        ),
         (["--objective", "vsd", "--set", "objective.generator_every=0"], ["generator_every", "equal to 1"]),
-        (["--objective", "vsd", "--set", "objective.fake_learning_rate=0"], ["fake_learning_rate", "greater than 0"]),
+        (["--objective", "vsd", "--set", "objective.fake_rate=0"], ["fake_rate", "greater than 0"]),
         (["--objective", "vsd", "--teacher", "exact"], ["an exact teacher needs data that know their own law"]),
         (["--objective", "scd+vsd", "--teacher", "exact"], ["an exact teacher needs data that know their own law"]),
         (
@@ -237,7 +251,7 @@ def test_distillation_needs_its_teacher(refused, objective):
     refused(*arguments, "--teacher", "exact", quick=False, words=["unlike 'digits'"])
     refused(*arguments, "--teacher", "nowhere", quick=False, words=["nowhere"])
     start = ["--data", "mixture", "--teacher", "exact", "--set", "objective.start=teacher"]
-    refused(*arguments, *start, quick=False, words=["objective.start is 'teacher'", "has no weights"])
+    refused(*arguments, *start, quick=False, words=[f"start of '{objective}' is 'teacher'", "has no weights"])
 
 
 @pytest.mark.parametrize("weighting", ["ect", "inverse-step", "{name: converted, of: ect}"])

@@ -89,6 +89,27 @@ def test_json(scm, one, two):
             assert name == "nfe" or found[name, "model", entry["nfe"]] == entry[name]
 
 
+def test_a_sum_is_called_after_its_terms_and_each_has_its_options(scm, one, tmp_path):
+    def recipe(tree):
+        scd = {**tree["objective"], "warmup": 7}
+        vsd = {"name": "vsd", "weighting": {"name": "snr"}, "fake_rate": 5.0}
+        tree["objective"] = {"name": "sum", "terms": [scd, vsd], "weights": [1.0, 0.5]}
+        tree["evaluation"]["metrics"] = [*tree["evaluation"]["metrics"], {"name": "mine", "splits": 3}]
+
+    long = "a-run-whose-name-is-far-too-long-for-one-line-of-a-column"
+    result = scm("compare", one, copy_of(one, tmp_path / long, recipe=recipe))
+    lines = [" ".join(line.split()) for line in result.out.splitlines()]
+    assert "objective scd scd+vsd" in lines
+    assert "objective.terms.scd.warmup – 7" in lines
+    assert "objective.terms.vsd.weighting – snr" in lines
+    assert "evaluation.metrics.mine.splits – 3" in lines
+    assert "objective.weights – [1.0, 0.5]" in lines
+    assert "{" not in result.out
+    assert "…" not in result.out
+    for part in ("a-run-whose-name-", "is-far-too-long-", "for-one-line-of-a-", "recipe one column"):
+        assert part in lines
+
+
 def test_the_same_recipe(scm, one, trained):
     assert "The recipes are the same." in scm("compare", one, trained[0]).out
 

@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from scmreg.charts import Scale, curve, heat_map, number
@@ -151,6 +152,20 @@ def test_json_and_another_place(scm, run, tmp_path):
     before = place.read_text()
     assert scm("report", run, "--output", place).out == f"{place}\n", "a report is replaced by a newer one"
     assert place.read_text() == before, "it tells nothing but the run"
+
+
+def test_a_sum_is_called_after_its_terms(scm, run):
+    tree = yaml.safe_load((run / "recipe.yaml").read_text())
+    tree["objective"] = {
+        "name": "sum",
+        "terms": [tree["objective"], {"name": "vsd", "fake_rate": 7.5}],
+        "weights": [1, 2],
+    }
+    (run / "recipe.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    page = report(scm, run)
+    assert "Run · scd+vsd on digits under trigflow, seed 0" in page.text
+    assert "scd+vsd weights [1, 2]" in page.text
+    assert "vsd fake_rate 7.5" in page.text
 
 
 def test_a_teacher_has_one_too(scm, run):

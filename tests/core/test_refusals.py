@@ -237,11 +237,11 @@ def test_noise_levels_of_other_samplers(name: str) -> None:
         ),
         (
             {"teacher": {"source": "exact"}, "data": "mixture", "objective": {"name": "scd", "start": "teacher"}},
-            "objective.start is 'teacher', but an exact teacher has no weights: set it to scratch, or auto",
+            "start of 'scd' is 'teacher', but an exact teacher has no weights: set it to scratch, or auto",
         ),
         (
             {"teacher": {"source": "exact"}, "data": "mixture", "objective": {"name": "sct", "start": "teacher"}},
-            "objective.start is 'teacher', but an exact teacher has no weights",
+            "start of 'sct' is 'teacher', but an exact teacher has no weights",
         ),
         ({"network": "exact", "data": "mixture"}, "network 'exact' has no parameters to train"),
         (

@@ -293,7 +293,7 @@ def test_every_way_of_training_goes_on(tmp_path, trainer):
 @pytest.mark.parametrize(
     "objective",
     [
-        {"name": "vsd", "generator_every": 2, "fake_learning_rate": None},
+        {"name": "vsd", "generator_every": 2, "fake_rate": 1.0},
         {"name": "vsd", "weighting": "adaptive", "fake_weighting": "adaptive"},
         {"name": "scd+vsd", "weights": [1, 0.5]},
     ],

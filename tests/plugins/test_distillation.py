@@ -294,7 +294,7 @@ def test_every_phase_moves_its_own_network(tmp_path: Path) -> None:
 
 
 def test_the_generator_waits_for_its_turn(tmp_path: Path) -> None:
-    loop, batch = loop_of(recipe({"name": "vsd", "generator_every": 3, "fake_learning_rate": 0.005}), tmp_path)
+    loop, batch = loop_of(recipe({"name": "vsd", "generator_every": 3, "fake_rate": 0.5}), tmp_path)
     for step in range(6):
         before, fake = state(loop.denoiser), state(loop.objective.fake_score)
         figures = loop.take_step(batch)

@@ -307,3 +307,20 @@ def test_what_cannot_be(scm: Any, tiny: list[str], workplace: Path, arguments: l
     assert result.code == 2
     assert words in result.err
     assert not list(workplace.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--set", "objective.guidance=[1,2]"],
+        ["--objective", "scd+vsd", "--set", "objective.terms.scd.guidance=[1,2]"],
+        ["--set", "evaluation.teacher_sampler.guidance=2"],
+        ["--objective", "diffusion", "--sampler", "heun", "--set", "sampler.guidance=2"],
+    ],
+)
+def test_guidance_without_classes_is_refused_for_that_alone(scm: Any, workplace: Path, arguments: list[str]) -> None:
+    """Not for what it would need beside, such as a network that is told the scale."""
+    result = scm("run", "--data", "swissroll", *arguments)
+    assert result.code == 2
+    assert "data 'swissroll' have no" in result.err
+    assert len(result.err.strip().splitlines()) == 1

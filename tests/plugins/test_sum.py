@@ -162,6 +162,16 @@ def test_further_phases_stay(tmp_path: Path) -> None:
     assert figures["loss"] == figures["main_loss"]
 
 
+@pytest.mark.parametrize("objective", ["vsd", "scd+vsd", "vsd+scd"])
+def test_the_fake_score_learns_at_ten_times_the_rate_of_its_generator(tmp_path: Path, objective: str) -> None:
+    """Whichever term has chosen that rate."""
+    loop = loop_of(recipe(objective, learning_rate=0.003), tmp_path)
+    figures = loop.take_step(batch_of(loop))
+    fake = figures["fake_learning_rate" if objective == "vsd" else "vsd_fake_learning_rate"]
+    assert figures["main_learning_rate"] == pytest.approx(0.003)
+    assert fake == pytest.approx(0.03)
+
+
 def test_a_term_that_waits_leaves_the_step_to_the_others(tmp_path: Path) -> None:
     made = recipe({"name": "sum", "terms": ["scd", {"name": "vsd", "generator_every": 3}]})
     loop = loop_of(made, tmp_path)
@@ -261,6 +271,7 @@ def test_phases_of_terms_are_merged_in_their_order() -> None:
     [
         (Phase("main", every=2), Phase("main", every=3), "every 2 and every 3"),
         (Phase("main", options={"clip": 1.0}), Phase("main"), "clip"),
+        (Phase("main", rate=2.0), Phase("main"), "at the rates 2 and 1"),
     ],
 )
 def test_main_phases_that_cannot_be_one_step(one: Phase, two: Phase, words: str) -> None:
