@@ -395,6 +395,7 @@ def import_(
     out: Annotated[Path | None, typer.Option(help="Where run directories are kept; ./runs if not given.")] = None,
     json: Json = False,
     plugin: Plugin = None,
+    no_plugins: NoPlugins = False,
 ) -> None:
     """Keep weights that were trained elsewhere as a run: to sample, to judge, to distil by --teacher.
 
@@ -441,6 +442,7 @@ def export(
     settings: Set = None,
     json: Json = False,
     plugin: Plugin = None,
+    no_plugins: NoPlugins = False,
 ) -> None:
     """Write a finished run as a folder that loads without scmreg.
 
@@ -465,7 +467,7 @@ def export(
 @app.command(
     epilog="Examples:\n\nscm cite runs/trigflow-scd-digits-s0\n\nscm cite runs/trigflow-scd-digits-s0 --json",
 )
-def cite(run: RunFolder, json: Json = False, plugin: Plugin = None) -> None:
+def cite(run: RunFolder, json: Json = False, plugin: Plugin = None, no_plugins: NoPlugins = False) -> None:
     """Print the BibTeX of what a run used: of its components, of its teacher, and of this library."""
     from scmreg_cli import exporting
 

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 COMMANDS = (
-    *("run", "list", "show", "sample", "eval", "report", "compare", "study", "check", "bench", "new", "plugins", "doctor"),
-    *("export", "import", "cite"),
+    *("run", "list", "show", "sample", "eval", "report", "compare", "import", "export", "cite"),
+    *("study", "check", "bench", "new", "plugins", "doctor"),
 )
 
 # Runs the program as the console script does, then tells which modules it imported.
@@ -109,3 +109,10 @@ def test_importing_the_package_is_light(module):
     code = f"import sys, {module}; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert not {"torch", "pydantic", "typer", "rich"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_that_loads_plugins_can_leave_them_out(scm, command):
+    shown = scm(command, "--help").out
+    assert ("--plugin " in shown) == ("--no-plugins" in shown)
+    assert "--no-plugins" in shown or command == "new"
