@@ -79,7 +79,7 @@ class TangentStability(Study, name="tangent-stability"):
         t_hat = torch.linspace(0.0, math.atan(80 / process.sigma_data), self.times + 1)[1:]
         found: dict[str, list[float]] = {"t": t_hat.tolist(), "space": [], "time": []}
         for at in process_time(process, t_hat):
-            t = at.expand(self.samples)
+            t = at.repeat(self.samples)
             noise = torch.randn(data.shape, generator=rng)
             x = process.perturb(data, noise, t)
             with torch.no_grad():
