@@ -26,6 +26,9 @@ from scmreg.testing.strategies import any_options, is_path, near_options, requir
 
 __all__ = ["Trial"]
 
+SHAPED = ("process", "parameterization", "objective", "sampler")
+"""Kinds that are tried on the batch of the case; the others have samples of their own."""
+
 
 class Trial(Case):
     """A case of a check. It asks Hypothesis for what it is made of, so that a failing one is shrunk and described.
@@ -44,6 +47,8 @@ class Trial(Case):
         self._component: Component | None = None
         self._told: list[str] = []
         self._lent = False
+        if cls.kind not in SHAPED:
+            self.words[0] = self.words[0].partition(",")[0]  # the seed
 
     # The component ----------------------------------------------------------------------------------------------
 
