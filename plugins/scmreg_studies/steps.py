@@ -98,11 +98,11 @@ class CurseOfConsistency(Study, name="curse-of-consistency"):
     reference = "Geng et al. 2024 (ECT), arXiv:2406.14548, Fig. 1 and Sec. 3.1"
     columns = ("early", "trajectory_error@1", "sliced_wasserstein@1")
 
-    steps: Count = 4000
+    steps: Count = 1600
     """Training steps of each model."""
     points: Count = 8
     """Times that a model is judged in the course of its training."""
-    intervals: Annotated[tuple[Count, ...], MinLen(2)] = (8, 32, 128, 512)
+    intervals: Annotated[tuple[Count, ...], MinLen(2)] = (8, 32, 128, 512, 8192)
     """Numbers N of intervals."""
 
     def arms(self) -> Sequence[Arm]:

@@ -200,6 +200,7 @@ def treatments(values: list[list[float]]) -> dict[str, dict[str, list[float]]]:
     }
 
 
+CURSE = [f"N = {n}" for n in (8, 32, 128, 512, 8192)]
 GRID = [f"N = {n}" for n in (8, 32, 128, 1024, 8192, 65536, 1048576)]
 P = [f"p = {p}" for p in ("0", "0.25", "0.5", "0.75", "1")]
 ECT = [f"ECT {n}" for n in (250, 500, 1000, 2000, 4000)]
@@ -268,14 +269,14 @@ FULL: dict[str, list[tuple[dict[str, Any], list[bool]]]] = {
         (
             {
                 name: {"early": [value, value], ERROR: [1 / value, 1 / value]}
-                for name, value in zip(("N = 8", "N = 32", "N = 128", "N = 512"), (1, 2, 4, 8), strict=True)
+                for name, value in zip(CURSE, (1, 2, 4, 8, 16), strict=True)
             },
             [True, True],
         ),
         (
             {
-                name: {"early": [value, 3 - value], ERROR: [value, value]}
-                for name, value in zip(("N = 8", "N = 32", "N = 128", "N = 512"), (1, 2, 4, 8), strict=True)
+                name: {"early": [value, 30 - value], ERROR: [value, value]}
+                for name, value in zip(CURSE, (1, 2, 4, 8, 16), strict=True)
             },
             [False, False],
         ),
