@@ -26,9 +26,9 @@ from scmreg.testing import (  # noqa: F401  each registers its checks
     samplers,
     weightings,
 )
-from scmreg.testing.check import CHECKS, Check, Defect, check, checks_of
+from scmreg.testing.checks import CHECKS, Check, Defect, check, checks_of
 from scmreg.testing.decorator import BoundCheck, conformance
-from scmreg.testing.examine import Outcome, examine
+from scmreg.testing.running import Outcome, examine
 from scmreg.testing.trial import Trial
 
 __all__ = [

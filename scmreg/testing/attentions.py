@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from scmreg.attention import AttentionOptions, Operation, visible
-from scmreg.selftest import BOUNDS
-from scmreg.testing.check import check
+from scmreg.registry import registry
+from scmreg.selftest import BOUNDS, examination
+from scmreg.testing.checks import check
 from scmreg.testing.trial import Trial
 
 
@@ -143,3 +144,17 @@ def attention_gradients(trial: Trial) -> None:
                 dtype,
                 "compare with that of softmax(scale Q Kᵀ) V",
             )
+
+
+@check("attention", examples=1)
+def attention_passes_its_trial(trial: Trial) -> None:
+    """Registered, it passes the trial before its first use: eagerly in every precision, and compiled."""
+    name = trial.cls.name
+    if registry("attention").get(name) is not trial.cls or name == "math":
+        return  # what is not registered is not looked up by name, and math is what others are compared with
+    found = examination(name, trial.cls)
+    trial.expect(
+        found.failure is None,
+        f"its trial against math on {found.device} fails, so that attend() will refuse it: {found.failure}; a kernel"
+        " composes with autograd and the compiler by scmreg.composable",
+    )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scmreg.data import Dataset, DataSpec
-from scmreg.testing.check import check
+from scmreg.testing.checks import check
 from scmreg.testing.trial import Trial
 
 SIGMA = 5.0

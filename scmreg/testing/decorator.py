@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from scmreg.component import Component
 from scmreg.errors import OptionError, UnavailableError, did_you_mean
-from scmreg.testing.check import Check, Defect, checks_of
-from scmreg.testing.examine import examine
+from scmreg.testing.checks import Check, Defect, checks_of
+from scmreg.testing.running import examine
 
 __all__ = ["BoundCheck", "conformance"]
 

@@ -8,7 +8,7 @@ import torch
 
 from scmreg.data import DataSpec
 from scmreg.distance import Between
-from scmreg.testing.check import check
+from scmreg.testing.checks import check
 from scmreg.testing.trial import Trial
 
 SPECS = (

@@ -12,7 +12,7 @@ from torch import Tensor
 from scmreg.data import Dataset, DataSpec
 from scmreg.metric import Judged, Metric, Reference
 from scmreg.registry import registry
-from scmreg.testing.check import check
+from scmreg.testing.checks import check
 from scmreg.testing.trial import Trial
 
 POINTS = DataSpec("case", (2,), "points", std=1.0)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from scmreg.proofs import difference
 from scmreg.recipe import Recipe
-from scmreg.testing.check import check
+from scmreg.testing.checks import check
 from scmreg.testing.trial import Trial
 from scmreg.types import Conditions
 

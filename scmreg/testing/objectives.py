@@ -19,12 +19,14 @@ from scmreg.proofs import Smooth
 from scmreg.recipe import Recipe
 from scmreg.registry import registry
 from scmreg.tangent import TangentPass
-from scmreg.testing.check import check
+from scmreg.testing.checks import check
 from scmreg.testing.trial import Trial
 from scmreg.types import Batch, Conditions
 
 CLASSES = ("a", "b", "c")
 BATCH = 5
+OTHERS = ("network", "sampler", "data", "metric")
+"""Kinds of a recipe that a loss is not made of."""
 STEPS = 40
 """Steps of a training of which only some are evaluated."""
 
@@ -57,10 +59,10 @@ class Built:
     def __init__(self, trial: Trial, *, teacher: bool = True, dropout: bool = False) -> None:
         objective = trial.component
         self.process = trial.process()
-        try:
-            Recipe(objective=objective, process=self.process).check()
-        except ScmError as error:
-            trial.refuse(str(error))
+        recipe = Recipe(objective=objective, process=self.process)
+        for part in recipe.components():
+            if part.kind not in OTHERS:
+                trial.refuse(part.fits(recipe))
         modality: Literal["points", "image"] = "points" if len(trial.shape) == 1 else "image"
         self.spec = DataSpec("case", tuple(trial.shape), modality, CLASSES)
         trial.refuse(objective.accepts(self.spec))

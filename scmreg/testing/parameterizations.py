@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from scmreg.parameterization import Preconditioning
-from scmreg.testing.check import check
+from scmreg.testing.checks import check
 from scmreg.testing.trial import Trial
 
 NEARLY = 1e-7

@@ -10,7 +10,7 @@ from torch import Tensor
 from scmreg.coordinates import convert_point
 from scmreg.process import Coefficients, Process
 from scmreg.tangent import jvp
-from scmreg.testing.check import check
+from scmreg.testing.checks import check
 from scmreg.testing.trial import Trial
 
 ROUNDING = 1e-9

@@ -9,7 +9,7 @@ import torch
 from scmreg.coordinates import trig_time
 from scmreg.registry import registry
 from scmreg.tangent import jvp
-from scmreg.testing.check import check
+from scmreg.testing.checks import check
 from scmreg.testing.trial import Trial
 
 COUNT = 4000

@@ -102,11 +102,17 @@ def _any(option: Option) -> st.SearchStrategy[Any] | None:
         return chosen
     if kind is float:
         declared = st.floats(-1e6, 1e6) if option.annotation is float else st.from_type(option.annotation)
-        return declared.filter(lambda x: x is None or abs(x) < 1e300)
+        return declared.filter(_moderate)
     if kind in (int, str) or typing.get_origin(kind) is tuple:
-        finite = st.from_type(option.annotation)
-        return finite.filter(lambda x: not isinstance(x, tuple) or all(abs(item) < 1e300 for item in x))
+        return st.from_type(option.annotation).filter(_moderate)
     return None
+
+
+def _moderate(value: Any) -> bool:
+    """Whether all numbers within a value can be computed with."""
+    if isinstance(value, tuple):
+        return all(_moderate(item) for item in value)
+    return not isinstance(value, float) or abs(value) < 1e300
 
 
 def _components(option: Option) -> st.SearchStrategy[Any] | None:

@@ -21,10 +21,13 @@ from scmreg.process import Process
 from scmreg.proofs import PROOFS, Case
 from scmreg.proofs.case import C_NOISE, Draw
 from scmreg.registry import registry
-from scmreg.testing.check import Defect
+from scmreg.testing.checks import Defect
 from scmreg.testing.strategies import any_options, is_path, near_options, required
 
 __all__ = ["Trial"]
+
+SHAPED = ("process", "parameterization", "objective", "sampler")
+"""Kinds that are tried on the batch of the case; the others have samples of their own."""
 
 
 class Trial(Case):
@@ -44,6 +47,8 @@ class Trial(Case):
         self._component: Component | None = None
         self._told: list[str] = []
         self._lent = False
+        if cls.kind not in SHAPED:
+            self.words[0] = self.words[0].partition(",")[0]  # the seed
 
     # The component ----------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scmreg.coordinates import convert_time
 from scmreg.process import Process
-from scmreg.testing.check import check
+from scmreg.testing.checks import check
 from scmreg.testing.trial import Trial
 from scmreg.weighting import FixedWeighting, WeightingModule
 

@@ -131,6 +131,7 @@ def test_options_that_are_given(scm, workplace):
         (("process/vp", "--set", "beta_max=-3"), ["beta_max", "greater than 0"]),
         (("flow", "--set", "sigma_data=1"), ["--set is for one component", "name one by KIND/NAME"]),
         (("process/vp", "--examples", "0"), ["examples"]),
+        (("data/images", "--set", "path=nowhere"), ["no folder"]),
     ],
 )
 def test_wrong_input(scm, arguments, words):

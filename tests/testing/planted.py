@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import scmreg
+from scmreg import attention, cache
 from scmreg.component import Component
 from scmreg.coordinates import trig_time
 from scmreg.objective import Loss, Nets, Objective, ObjectiveModule, Phase, Setup
@@ -385,6 +387,19 @@ def with_tangent(change: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
         return operation._replace(forward_jvp=forward_jvp)
 
     return of_its_result(spoil)
+
+
+def in_use(component: type[Component]) -> Patch:
+    """Put a wrong value into the attention operation that is looked up by name."""
+
+    def patch(monkeypatch: pytest.MonkeyPatch) -> type[Component]:
+        right = attention.operation_of(component.name)
+        wrong = right._replace(forward=lambda *arguments: 1.1 * right.forward(*arguments))
+        monkeypatch.setitem(attention._operations, component.name, wrong)
+        shutil.rmtree(cache.folder(), ignore_errors=True)  # of this test alone: there the right one has passed
+        return component
+
+    return patch
 
 
 def without_gradient_in_v(operation: Any) -> Any:

@@ -44,6 +44,7 @@ from planted import (
     by_the_spread,
     drawn_globally,
     halved,
+    in_use,
     instead,
     its,
     network,
@@ -279,6 +280,11 @@ DEFECTS: list[tuple[str, Patch, list[str]]] = [
         "attention-gradients",
         its(MATH, "build", of_its_result(without_gradient_in_v)),
         ["the value has no gradient in v"],
+    ),
+    (
+        "attention-passes-its-trial",
+        in_use(scmreg.attentions["chunked"]),
+        ["its trial against math on cpu fails, so that attend() will refuse it: float64: off by"],
     ),
     ("loss-is-finite", as_is(objective(Attached)), ["size of phase 'main'", "it is for the log, detach it"]),
     (

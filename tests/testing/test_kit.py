@@ -6,16 +6,17 @@ import dataclasses
 import subprocess
 import sys
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from hypothesis import find, settings
-from planted import Demanding, Mislabelled, Plain, Straight, network
+from planted import CountsCalls, Demanding, Mislabelled, Plain, Straight, network
 
 import scmreg
 from scmreg import testing
 from scmreg.component import Component
-from scmreg.errors import OptionError
+from scmreg.errors import DataError, OptionError
 from scmreg.registry import KINDS, registry
 from scmreg.testing import CHECKS, Check, Defect, Trial, check, checks_of, conformance, examine
 from scmreg.testing import check as register
@@ -94,7 +95,7 @@ def test_nothing_that_can_be_drawn_is_a_failure() -> None:
 
 
 def test_a_slow_search_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["scmreg.testing.examine"], "PATIENCE", 0.0)
+    monkeypatch.setattr(sys.modules["scmreg.testing.running"], "PATIENCE", 0.0)
 
     def wide(trial: Trial) -> None:
         trial.fail(f"{trial.number('size', 0, 1e9)}")
@@ -136,6 +137,40 @@ def test_options_are_drawn_of_every_sort() -> None:
     assert find(scd, lambda values: values.get("weighting") == "adaptive")
     assert find(scd, lambda values: values.get("finite_difference") is not None)
     assert find(any_options(scmreg.processes["vp"]), lambda values: values.get("beta_max", 0) > 1e6)
+
+
+def test_files_that_are_given_are_no_fault_of_the_component() -> None:
+    with pytest.raises(DataError, match="no folder"):
+        examine(CHECKS["items-as-stated"], scmreg.datasets["images"], options={"path": "nowhere"})
+
+
+def test_data_that_refuse_their_own_defaults_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(self: object) -> None:
+        raise DataError("there are none")
+
+    monkeypatch.setattr(scmreg.datasets["swissroll"], "load", load)
+    outcome = examine(CHECKS["items-as-stated"], scmreg.datasets["swissroll"])
+    assert "data 'swissroll': it raises DataError: there are none" in str(outcome.failure)
+
+
+def test_a_case_tells_what_it_was_tried_with() -> None:
+    outcome = examine(CHECKS["no-write-in-forward"], network(CountsCalls))
+    words = "with its default options; seed 0; samples of shape (2,); classes 0; weights of seed 0"
+    assert outcome.case == words
+
+
+def test_options_that_are_mappings_need_no_hash() -> None:
+    class Mapped(Straight, name="mapped"):
+        """Have a mapping for an option."""
+
+        named: Mapping[str, float] = dataclasses.field(default_factory=dict)
+        """Numbers by name."""
+        words: tuple[str, ...] = ()
+        """Some words."""
+
+    for name in ("options-round-trip", "nothing-but-options"):
+        outcome = examine(CHECKS[name], Mapped)
+        assert outcome.holds, outcome.failure
 
 
 # Checks of one's own ------------------------------------------------------------------------------------------------

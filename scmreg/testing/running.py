@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable, UnsatisfiedAssumption
 
 from scmreg.component import Component
-from scmreg.testing.check import Check, Defect
+from scmreg.errors import DataError
+from scmreg.testing.checks import Check, Defect
 from scmreg.testing.strategies import required
 from scmreg.testing.trial import Trial
 
@@ -136,6 +137,8 @@ def _failure(check: Check, trial: Trial) -> str | None:
     except Defect as defect:
         return str(defect)
     except Exception as error:
+        if isinstance(error, DataError) and trial.given and trial.is_default:
+            raise  # files that are given are no fault of the component
         said, at = (str(error).splitlines() or [""])[0], traceback.extract_tb(error.__traceback__)[-1]
         return f"{trial.title}: it raises {type(error).__name__}: {said} ({at.filename}:{at.lineno})"
     return None
