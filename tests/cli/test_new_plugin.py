@@ -116,8 +116,12 @@ def test_a_package_is_whole(packages: Mapping[str, Path], kind: str) -> None:
     assert "{" not in readme
 
 
+# What torch.compile, or processes that train beside each other, make longer.
+LONG = ("attention", "study")
+
+
 @pytest.mark.usefixtures("installed")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in LONG)) for kind in KINDS])
 def test_it_is_listed_and_trained_with(kind: str, scm: Callable[..., Any], workplace: Path) -> None:
     name = name_of(kind)
     (plugin,) = [plugin for plugin in registry.plugins() if plugin.name == name]
@@ -138,7 +142,8 @@ def test_it_is_listed_and_trained_with(kind: str, scm: Callable[..., Any], workp
             assert result.json["study"]["name"] == name
             assert result.json["verdicts"]
             continue
-        result = scm(*words, *TINY, "--json")
+        judged = [] if kind == "metric" else ["--set", "evaluation.metrics=[memorization]"]
+        result = scm(*words, *TINY, *judged, "--json")
         assert result.code == 0, result.err
         folder = workplace / result.json["run"]
         assert f": {name}\n" in (folder / "recipe.yaml").read_text()
