@@ -126,7 +126,7 @@ def test_consistency_gradient_is_the_general_one(name: str, sigma_data: float, o
 @pytest.mark.parametrize("dimension", [2, 64])
 @pytest.mark.parametrize("name", ["edm", "flow"])
 def test_one_step_of_sct_is_one_step_of_the_general_form_in_other_coordinates(name: str, dimension: int) -> None:
-    """Eq. 8 under TrigFlow and w f df/dt under EDM or flow matching move a network alike, at rates that differ by 2/D."""
+    """Eq. 8 under TrigFlow and w f df/dt under EDM or flow matching move a network alike, at rates 2/D apart."""
     rng = torch.Generator().manual_seed(4)
     unit = scmreg.parameterizations.create("unit-variance")
     trig, other = (scmreg.processes.create(process, sigma_data=0.3) for process in ("trigflow", name))
