@@ -53,7 +53,7 @@ class Solved(nn.Module):
     has derivatives. Its parameter moves the output away from that.
     """
 
-    def __init__(self, law: GaussianMixture, steps: int = 40) -> None:
+    def __init__(self, law: GaussianMixture, steps: int = 60) -> None:
         super().__init__()
         self.flow, self.steps = ExactNetwork(law), steps
         self.wiggle = nn.Parameter(torch.zeros(law.means.shape[1], dtype=torch.float64))
