@@ -129,9 +129,10 @@ class Sum(Objective, name="sum"):
     """Minimise several objectives at once: a weighted sum of their losses on the same batch, one step of the model.
 
     `--objective scd+vsd` is short for the sum of these two with weights 1. A term keeps what it trains beside the
-    model, such as a second network, with steps of its own. An option of a term is set under the term's name:
-    ``objective.terms.scd.warmup``. Sampler and options of the trainer are those that the first term prefers; of the
-    samplers, the first that is for few steps.
+    model, such as a second network, with steps of its own, whose learning rate is the same multiple of the model's as
+    without the other terms. An option of a term is set under the term's name: ``objective.terms.scd.warmup``.
+    Sampler and options of the trainer are those that the first term prefers; of the samplers, the first that is for
+    few steps.
     """
 
     formula = "L = sum_i weight_i L_i"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -21,9 +22,10 @@ from strategies import (
     times,
 )
 from torch import Tensor
+from torch.nn.utils import parameters_to_vector
 
 import scmreg
-from scmreg.coordinates import from_trig, log_ratio_rate, trig_time
+from scmreg.coordinates import convert_time, from_trig, log_ratio_rate, trig_time
 from scmreg.denoiser import Denoiser
 from scmreg.objective import Setup
 from scmreg.proposal import Proposal
@@ -119,6 +121,42 @@ def test_consistency_gradient_is_the_general_one(name: str, sigma_data: float, o
     weight = 1 / (sigma_data * torch.tan(t_hat))
     general = (weight * (model.consistency(x, t) * df_dt_hat).sum(1)).mean()
     assert close(gradient(result.total, model), 2 / 3 * gradient(general, model), 1e-8)
+
+
+@pytest.mark.parametrize("dimension", [2, 64])
+@pytest.mark.parametrize("name", ["edm", "flow"])
+def test_one_step_of_sct_is_one_step_of_the_general_form_in_other_coordinates(name: str, dimension: int) -> None:
+    """Eq. 8 under TrigFlow and w f df/dt under EDM or flow matching move a network alike, at rates 2/D apart."""
+    rng = torch.Generator().manual_seed(4)
+    unit = scmreg.parameterizations.create("unit-variance")
+    trig, other = (scmreg.processes.create(process, sigma_data=0.3) for process in ("trigflow", name))
+    model = denoiser(trig, unit, (dimension,), rng)
+    same = scmreg.convert(copy.deepcopy(model), other)
+    begin = parameters_to_vector(model.parameters()).detach().clone()
+    x0, _ = pair((dimension,), 8, 0.3, rng)
+    t_hat = times(trig, 8, rng)
+
+    made = scmreg.objectives.create("sct", weighting="uniform", normalization="none", start="scratch")
+    object.__setattr__(made, "proposal", Fixed(t_hat))
+    module = made.build(Setup(model, scmreg.DataSpec("test", (dimension,), "points")))
+    ours = torch.optim.SGD(model.parameters(), 0.01)
+    module.loss("main", {"model": model}, Batch(x0), 10**9, torch.Generator().manual_seed(5)).total.backward()
+    ours.step()
+
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(5)).to(x0)
+    t = convert_time(t_hat, trig, other)
+    x, motions = other.perturb(x0, noise, t), (other.velocity(x0, noise, t), torch.ones_like(t))
+    _, df_dt = torch.func.jvp(same.consistency, (x, t), motions)
+    _, slower = torch.func.jvp(lambda t_hat: convert_time(t_hat, trig, other), (t_hat,), (torch.ones_like(t_hat),))
+    weight = slower / (0.3 * torch.tan(t_hat))
+    general = (weight * (same.consistency(x, t) * df_dt.detach()).sum(1)).mean()
+    theirs = torch.optim.SGD(same.parameters(), 0.01 * 2 / dimension)
+    general.backward()
+    theirs.step()
+
+    moved = [parameters_to_vector(one.parameters()).detach() - begin for one in (model, same)]
+    assert float(moved[0].norm()) > 1e-5
+    assert close(moved[0], moved[1], 1e-8)
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -233,6 +271,22 @@ def test_adaptive_weighting_finds_its_fixed_point() -> None:
         optimizer.step()
     product = (module.log_weight(t).exp() * loss).detach()
     assert float((product - 1).abs().max()) < 0.05
+
+
+def test_the_adaptive_weighting_is_that_of_edm2() -> None:
+    """``e^w l - w`` is EDM2's ``l/e^u + u`` with ``u = -w``: loss and both gradients (Karras et al. 2024, Eq. 21)."""
+    process = scmreg.processes.create("edm")
+    module = scmreg.weightings.create("adaptive").build(process)
+    with torch.no_grad():
+        module.head.weight.normal_(generator=torch.Generator().manual_seed(0))
+    t, loss = torch.linspace(0.1, 5, 16), torch.linspace(0.2, 3, 16).requires_grad_()
+    u = -module.log_weight(t)
+    edm2 = loss / u.exp() + u
+    ours = module(loss, t)
+    torch.testing.assert_close(ours, edm2)
+    wanted = (loss, module.head.weight, module.head.bias)
+    for one, other in zip(*(torch.autograd.grad(form.sum(), wanted) for form in (ours, edm2)), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("process", PROCESSES)
