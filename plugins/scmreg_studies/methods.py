@@ -95,7 +95,7 @@ class TuningEfficiency(Study, name="tuning-efficiency"):
     """
 
     reference = "Geng et al. 2024 (ECT), arXiv:2406.14548, Tables 1 and 6, Fig. 4"
-    columns = ("frechet@1", "frechet@2", "frechet@teacher")
+    columns = ("frechet@1", "frechet@2")
 
     pretraining: Count = 1500
     """Steps of the diffusion model."""
