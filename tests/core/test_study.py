@@ -217,9 +217,9 @@ FULL: dict[str, list[tuple[dict[str, Any], list[bool]]]] = {
         ({name: {"time_growth": [5, 5], "time_largest": [1, 1]} for name in FORMS}, [False, False, False]),
     ],
     "tangent-normalization": [
-        (treatments([[1.0, 0.9, 0.9, 0.9], [1.0, 0.9, 0.9, 0.9], [9.0, 9.0, 1.0, 1.0]]), [True, False]),
-        (treatments([[1.0, 0.9, 0.9, 0.9], [1.0, 0.9, 0.9, 0.9], [9.0, 8.0, 8.0, 8.0]]), [False, True]),
-        (treatments([[1.0, 0.9, 0.9, 0.9], [1.0, 0.9, 0.9, 0.9], [9.0, 8.0, 8.0, 4.0]]), [False, True]),
+        (treatments([[1.0, 0.9, 0.9, 0.9], [1.0, 0.9, 0.9, 0.9], [9.0, 9.0, 1.0, 1.0]]), [True, True, True]),
+        (treatments([[1.0, 0.9, 0.9, 0.9], [1.0, 0.9, 0.9, 0.9], [9.0, 8.0, 8.0, 8.0]]), [False, True, True]),
+        (treatments([[1.0, 1.1, 1.2, 0.9], [1.0, 0.9, 1.1, 0.9], [0.8, 8.0, 0.9, 4.0]]), [False, False, False]),
     ],
     "adaptive-weighting": [
         (
