@@ -34,7 +34,7 @@ class Discretisation(Study, name="discretisation"):
 
     steps: Count = 2000
     """Training steps of each student."""
-    intervals: Annotated[tuple[Count, ...], MinLen(2)] = (8, 32, 128, 1024, 8192, 65536, 1048576)
+    intervals: Annotated[tuple[Count, ...], MinLen(2)] = (8, 32, 128, 1024, 16384, 1048576)
     """Numbers N of time steps."""
 
     def arms(self) -> Sequence[Arm]:

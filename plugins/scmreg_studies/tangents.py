@@ -156,7 +156,7 @@ class TangentNormalization(Study, name="tangent-normalization"):
 
     seeds: Count = 2
     """Seeds that every condition is trained under, from 0."""
-    steps: Count = 1500
+    steps: Count = 1200
     """Training steps of each student."""
     teacher_steps: Count = 2000
     """Training steps of each teacher."""

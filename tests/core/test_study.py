@@ -201,7 +201,7 @@ def treatments(values: list[list[float]]) -> dict[str, dict[str, list[float]]]:
 
 
 CURSE = [f"N = {n}" for n in (8, 32, 128, 512, 8192)]
-GRID = [f"N = {n}" for n in (8, 32, 128, 1024, 8192, 65536, 1048576)]
+GRID = [f"N = {n}" for n in (8, 32, 128, 1024, 16384, 1048576)]
 P = [f"p = {p}" for p in ("0", "0.25", "0.5", "0.75", "1")]
 ECT = [f"ECT {n}" for n in (250, 500, 1000, 2000, 4000)]
 FORMS = ["t, positional", "t, Fourier 0.02", "t, Fourier 16", "log, positional", "log, Fourier 16 (EDM)"]
