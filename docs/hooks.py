@@ -197,7 +197,8 @@ def kind_page(kind: str) -> str:
     interface = found.interface
     lines = [f"# {title(kind)}", "", prose(inspect.getdoc(interface) or ""), "", how_to_choose(kind), ""]
     lines += [
-        f"Interface: [`scmreg.{kind}.{interface.__name__}`](api/{kind}.md). What it promises: [checks](checks.md#{kind}).",
+        f"Interface: [`scmreg.{kind}.{interface.__name__}`](api/{kind}.md). What it promises:"
+        f" [checks](checks.md#{kind}).",
         "",
     ]
     rows = [(f"[`{name}`](#{name})", prose(cls.summary())) for name, cls in found.items()]
@@ -468,8 +469,9 @@ def checks_page() -> str:
     lines = [
         "# Checks",
         "",
-        "`scm check NAME` tries these on a component, and so does `@conformance(Component)` in the tests of a plugin, on"
-        " options that are drawn from what it declares. [Check a component](../how-to/check-a-component.md) says how.",
+        "`scm check NAME` tries these on a component, and so does `@conformance(Component)` in the tests of a plugin,"
+        " on options that are drawn from what it declares. [Check a component](../how-to/check-a-component.md) says"
+        " how.",
     ]
     for kind in ("", *registry.KINDS):
         found = [each for each in CHECKS.values() if kind in (each.kinds or ("",))]
@@ -485,8 +487,8 @@ def hooks_page() -> str:
     lines = [
         "# Hooks",
         "",
-        "A plugin is a module with a function for each hook that it implements, marked with `scmreg.hookimpl`. The tutorial"
-        " [Your first plugin](../tutorial/first-plugin.md) makes one.",
+        "A plugin is a module with a function for each hook that it implements, marked with `scmreg.hookimpl`. The"
+        " tutorial [Your first plugin](../tutorial/first-plugin.md) makes one.",
         "",
         *table(
             ("what", "value"),
@@ -501,7 +503,8 @@ def hooks_page() -> str:
             ],
         ),
         "",
-        "[What you can rely on](../explanation/api-promise.md) says what the version promises, and how a hook is retired.",
+        "[What you can rely on](../explanation/api-promise.md) says what the version promises, and how a hook is"
+        " retired; [Write a component](../how-to/write-a-component.md) what happens to a plugin that is broken.",
     ]
     for name, hook in hooks().items():
         summary, _, rest = (inspect.getdoc(hook) or "").partition("\n")

@@ -1,7 +1,7 @@
 """The commands of the pages happen: not parsed but carried out, with next to nothing to train and few cases to try.
 
-`test_pages` checks that every command is one, that what it composes composes and that what it sets exists. Here all of a
-page is done in its order, so that a run which one line makes is the run that the next line samples from.
+`test_pages` checks that every command is one, that what it composes composes and that what it sets exists. Here all of
+a page is done in its order, so that a run which one line makes is the run that the next line samples from.
 """
 
 from __future__ import annotations
@@ -13,16 +13,25 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from test_pages import DOCS, GROUP, PAGES, ROOT, RUNS, blocks, check_command, commands, follow, fresh_registry, name
-from test_pages import _own_registry, trained  # noqa: F401  fixtures
+from test_pages import (  # noqa: F401  fixtures
+    DOCS,
+    GROUP,
+    PAGES,
+    ROOT,
+    RUNS,
+    _own_registry,
+    check_command,
+    follow,
+    fresh_registry,
+    name,
+    trained,
+)
 
 from scmreg_cli import main
 
@@ -42,7 +51,7 @@ FEW: dict[str, list[str]] = {
     "study segments": ["--set", "seeds=1", "--set", "steps=2", "--set", "segments=[1,2]", "--workers", "1"],
 }
 """What makes a command a matter of seconds; the last word on an option counts."""
-CASES = {"verify": ["round-trip-time"], "bench attention": ["--shape", "1x2x64x16"]}
+CASES = {"verify": ["round-trip"], "bench attention": ["--shape", "1x2x64x16"]}
 """What is tried where a command tries everything."""
 
 
@@ -131,13 +140,13 @@ def bring(folder: Path) -> None:
 
 
 @pytest.fixture
-def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:  # noqa: F811
+def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
     """A folder with copies of the runs and with the files that pages take as given, where Python is started."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     shutil.copytree(trained, tmp_path / "runs", symlinks=False)
     bring(tmp_path)
-    yield tmp_path
+    return tmp_path
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name not in ELSEWHERE], ids=name)

@@ -144,7 +144,9 @@ def follow(page: Path, carry_out: Callable[[list[str]], None]) -> None:
                 assert registry.load_file(str(block.title)).components
         elif block.language == "python":
             compile(block.text, str(block.title), "exec")  # a program: a command of the page runs it
-            assert re.search(rf"^python .*{re.escape(str(block.title))}", page.read_text(encoding="utf-8"), re.MULTILINE)
+            assert re.search(
+                rf"^python .*{re.escape(str(block.title))}", page.read_text(encoding="utf-8"), re.MULTILINE
+            )
         elif block.language in ("bash", "console"):
             for words in commands(block):
                 carry_out(words)
