@@ -180,9 +180,18 @@ def overview() -> str:
         "- [Hooks](hooks.md): how scmreg finds a plugin, and what it asks of one.",
         "- [Python API](api/index.md): the modules, their interfaces and functions.",
         "",
-        "## Components",
+        "## Kinds",
         "",
     ]
+    kinds = [
+        (
+            f"[`{kind}`]({kind}.md)",
+            prose(first_line(inspect.getdoc(registry.registry(kind).interface))),
+            str(len(registry.registry(kind))),
+        )
+        for kind in registry.KINDS
+    ]
+    lines += [*table(("kind", "what it is", "components"), kinds), "", "## Components", ""]
     rows = [
         (f"[{kind}]({kind}.md)", f"[`{name}`]({kind}.md#{name})", prose(cls.summary()))
         for kind in registry.KINDS

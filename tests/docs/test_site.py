@@ -72,12 +72,24 @@ def section(text: str, anchor: str) -> str:
 
 @pytest.mark.parametrize("kind", registry.KINDS)
 def test_every_kind_has_a_page(site: Path, kind: str) -> None:
-    assert f'href="{kind}/"' in page(site, "reference")
+    overview = section(page(site, "reference"), "kinds")
+    assert f'href="{kind}/"' in overview
     shown = plain(page(site, f"reference/{kind}"))
     assert re.search(r"(Chosen|Conducted|Listed) (by|under)", shown), f"how a {kind} is chosen is not said"
     assert f"scmreg.{kind}." in shown
     summary = (inspect.getdoc(registry.registry(kind).interface) or "").partition("\n")[0]
     assert summary.replace("`", "") in shown
+    assert summary.replace("`", "") in plain(overview)
+
+
+@pytest.mark.parametrize("kind", registry.KINDS)
+def test_every_kind_says_what_to_implement(kind: str) -> None:
+    """The table of "Write a component" has every kind, and every method without which a component of it is abstract."""
+    text = (ROOT / "docs" / "how-to" / "write-a-component.md").read_text(encoding="utf-8")
+    row = re.search(rf"^\| {kind} \| .*$", text, re.MULTILINE)
+    assert row, kind
+    for method in registry.registry(kind).interface.__abstractmethods__:
+        assert f"`{method}`" in row[0], f"{kind}: {method}"
 
 
 @pytest.mark.parametrize(("kind", "name"), COMPONENTS, ids="/".join)
