@@ -24,7 +24,7 @@ from mkdocs.structure.pages import Page
 from typer.core import TyperGroup
 
 from figures import pictures, processes, shown
-from scmreg import matrix, recipe, registry
+from scmreg import API_VERSION, discovery, hookspecs, matrix, recipe, registry
 from scmreg.bench import BENCHMARKS
 from scmreg.component import Component, Options
 from scmreg.errors import ScmError
@@ -110,6 +110,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         {"Packaged recipes": "reference/recipes.md"},
         {"What fits with what": "reference/matrix.md"},
         {"Proofs": "reference/proofs.md"},
+        {"Checks": "reference/checks.md"},
+        {"Hooks": "reference/hooks.md"},
         {"Components": kinds},
         {"Python API": [{"scmreg": "reference/api/index.md"}, *modules]},
     ]
@@ -134,12 +136,13 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn the cross-references of docstrings into links."""
-    return re.sub(
+    """Turn the cross-references of docstrings into links, and keep short code on one line."""
+    content = re.sub(
         r":[a-z]+:<code>~?([\w.]+)</code>",
         lambda found: reference_to(found[1]),
         content,
     )
+    return re.sub(r"(<code>[^<\n]{1,24}</code>)", r'<span class="short">\1</span>', content)
 
 
 def pages() -> dict[str, str]:
@@ -149,6 +152,8 @@ def pages() -> dict[str, str]:
     made["reference/recipes.md"] = packaged_recipes()
     made["reference/matrix.md"] = matrix_page()
     made["reference/proofs.md"] = proofs_page()
+    made["reference/checks.md"] = checks_page()
+    made["reference/hooks.md"] = hooks_page()
     made |= {f"reference/{kind}.md": kind_page(kind) for kind in registry.KINDS}
     made["reference/api/index.md"] = api_index()
     made |= {f"reference/api/{module}.md": api_page(module) for module in MODULES}
@@ -171,11 +176,22 @@ def overview() -> str:
         "- [Packaged recipes](recipes.md): recipes that come with the package.",
         "- [What fits with what](matrix.md): which components compose, and why others do not.",
         "- [Proofs](proofs.md): the statements that `scm verify` tries, with their bounds.",
+        "- [Checks](checks.md): what `scm check` and the tests of a plugin try, kind by kind.",
+        "- [Hooks](hooks.md): how scmreg finds a plugin, and what it asks of one.",
         "- [Python API](api/index.md): the modules, their interfaces and functions.",
         "",
-        "## Components",
+        "## Kinds",
         "",
     ]
+    kinds = [
+        (
+            f"[`{kind}`]({kind}.md)",
+            prose(first_line(inspect.getdoc(registry.registry(kind).interface))),
+            str(len(registry.registry(kind))),
+        )
+        for kind in registry.KINDS
+    ]
+    lines += [*table(("kind", "what it is", "components"), kinds), "", "## Components", ""]
     rows = [
         (f"[{kind}]({kind}.md)", f"[`{name}`]({kind}.md#{name})", prose(cls.summary()))
         for kind in registry.KINDS
@@ -189,7 +205,11 @@ def kind_page(kind: str) -> str:
     found = registry.registry(kind)
     interface = found.interface
     lines = [f"# {title(kind)}", "", prose(inspect.getdoc(interface) or ""), "", how_to_choose(kind), ""]
-    lines += [f"Interface: [`scmreg.{kind}.{interface.__name__}`](api/{kind}.md).", ""]
+    lines += [
+        f"Interface: [`scmreg.{kind}.{interface.__name__}`](api/{kind}.md). What it promises:"
+        f" [checks](checks.md#{kind}).",
+        "",
+    ]
     rows = [(f"[`{name}`](#{name})", prose(cls.summary())) for name, cls in found.items()]
     lines += table(("name", "what it does"), rows)
     for cls in found.values():
@@ -453,6 +473,63 @@ def proofs_page() -> str:
     return "\n".join([*lines, ""])
 
 
+def checks_page() -> str:
+    """Return the page of the conformance kit: the checks of all kinds, then those of each."""
+    lines = [
+        "# Checks",
+        "",
+        "`scm check NAME` tries these on a component, and so does `@conformance(Component)` in the tests of a plugin,"
+        " on options that are drawn from what it declares. [Check a component](../how-to/check-a-component.md) says"
+        " how.",
+    ]
+    for kind in ("", *registry.KINDS):
+        found = [each for each in CHECKS.values() if kind in (each.kinds or ("",))]
+        lines += ["", f"## {title(kind) if kind else 'All kinds'} {{ #{kind or 'all'} }}", ""]
+        rows = [(f"`{each.name}`", prose(each.statement), str(each.examples)) for each in found]
+        lines += table(("check", "what holds", "cases"), rows) if rows else ["Only those of all kinds."]
+    return "\n".join([*lines, ""])
+
+
+def hooks_page() -> str:
+    """Return the page of the hooks, and of what else a plugin is found by."""
+    version = ".".join(map(str, API_VERSION))
+    lines = [
+        "# Hooks",
+        "",
+        "A plugin is a module with a function for each hook that it implements, marked with `scmreg.hookimpl`. The"
+        " tutorial [Your first plugin](../tutorial/first-plugin.md) makes one.",
+        "",
+        *table(
+            ("what", "value"),
+            [
+                ("entry-point group", f"`{discovery.GROUP}`: each entry names a module"),
+                ("without installation", "`--plugin FILE.py`"),
+                (
+                    "version of the plugin API",
+                    f"{version}; a plugin states the one that it is written for, `scmreg_api = {API_VERSION}`",
+                ),
+                ("mark of an implementation", "`@scmreg.hookimpl`"),
+            ],
+        ),
+        "",
+        "[What you can rely on](../explanation/api-promise.md) says what the version promises, and how a hook is"
+        " retired; [Write a component](../how-to/write-a-component.md) what happens to a plugin that is broken.",
+    ]
+    for name, hook in hooks().items():
+        summary, _, rest = (inspect.getdoc(hook) or "").partition("\n")
+        signature = f"def {name}{inspect.signature(hook)}".replace("'", "")
+        lines += ["", f"## `{name}` {{ #{name} }}", "", prose(summary), "", "```python", signature, "```"]
+        if rest.strip():
+            lines += ["", prose(rest.strip())]
+    return "\n".join([*lines, ""])
+
+
+def hooks() -> dict[str, Callable[..., Any]]:
+    """Return every hook by name."""
+    mark = f"{hookspecs.PROJECT}_spec"
+    return {name: found for name, found in vars(hookspecs).items() if hasattr(found, mark)}
+
+
 def check_table() -> str:
     """Return what the conformance kit checks of every kind."""
     rows = [
@@ -604,7 +681,7 @@ def commands() -> dict[str, Any]:
 def command_line() -> str:
     """Return the page of the command line."""
     group = typer.main.get_command(app)
-    rows = [(f"[`scm {name}`](#{name})", prose(first_line(each.help))) for name, each in commands().items()]
+    rows = [(f"[`scm {name}`](#{name})", prose(marked(first_line(each.help)))) for name, each in commands().items()]
     lines = [
         "# Command line",
         "",
@@ -632,7 +709,7 @@ def command_line() -> str:
         *parameter_table([p for p in group.params if not getattr(p, "hidden", False)]),
     ]
     for name, each in commands().items():
-        lines += ["", f"## `scm {name}` {{ #{name} }}", "", prose(each.help or ""), ""]
+        lines += ["", f"## `scm {name}` {{ #{name} }}", "", prose(marked(each.help or "")), ""]
         arguments = [p for p in each.params if p.param_type_name == "argument"]
         usage = [p.metavar or p.name for p in arguments]
         usage = [word if parameter.required else f"[{word}]" for word, parameter in zip(usage, arguments, strict=True)]
@@ -700,7 +777,8 @@ def value_of(parameter: Any) -> str:
 
 def marked(text: str) -> str:
     """Return a help text of the terminal as Markdown: coloured words are code."""
-    return re.sub(r"\[\w+\](.*?)\[/\w*\]", r"`\1`", text)
+    text = re.sub(r"\[\w+\](.*?)\[/\w*\]", r"`\1`", text)
+    return re.sub(r"(?<![`\w-])(--[a-z][a-z-]*)", r"`\1`", text)
 
 
 def first_line(text: str | None) -> str:
@@ -717,15 +795,14 @@ def api_index() -> str:
         (f"[`scmreg.{module}`]({module}.md)", prose(first_line(pydoc.getdoc(locate(f"scmreg.{module}")))))
         for module in MODULES
     ]
-    package = locate("scmreg")
-    names = ", ".join(f"`{name}`" for name in package.__all__ if not name.startswith("__"))
+    names = [(f"`scmreg.{name}`", home_of(name)) for name in locate("scmreg").__all__ if not name.startswith("__")]
     return "\n".join(
         [
             "# Python API",
             "",
             "The package gives its most used names directly; they are loaded when they are first used:",
             "",
-            f"{names}.",
+            *table(("name", "documented at"), names),
             "",
             'The plural names are registries: `scmreg.processes["trigflow"]` is the class,'
             ' `scmreg.processes.create("trigflow", sigma_data=0.3)` a checked instance.',
@@ -734,6 +811,16 @@ def api_index() -> str:
             "",
         ]
     )
+
+
+def home_of(name: str) -> str:
+    """Return a link to where a public name of the package is documented."""
+    found = locate(f"scmreg.{name}")
+    if isinstance(found, registry.Registry):
+        return f"[{title(found.kind)}](../{found.kind}.md), and [`scmreg.registry.Registry`](registry.md)"
+    if name in ("API_VERSION", "hookimpl"):
+        return "[Hooks](../hooks.md)"
+    return reference_to(f"{found.__module__}.{name}", f"{found.__module__}.{name}")
 
 
 def api_page(module: str) -> str:
@@ -746,7 +833,7 @@ def api_page(module: str) -> str:
 
 def title(kind: str) -> str:
     """Return the title of the page of a kind."""
-    plurals = {"process": "Processes", "data": "Data", "proposal": "Proposals"}
+    plurals = {"process": "Processes", "data": "Data", "study": "Studies"}
     return plurals.get(kind, f"{kind.capitalize()}s")
 
 
@@ -771,9 +858,9 @@ def linked(text: str) -> str:
     return re.sub(r"doi:(10\.\S+)", r"[doi:\1](https://doi.org/\1)", text)
 
 
-def reference_to(path: str) -> str:
+def reference_to(path: str, name: str = "") -> str:
     """Return a link to the documentation of a Python object, or its name where it has none."""
-    name = path.rpartition(".")[2]
+    name = name or path.rpartition(".")[2]
     found = locate(path)
     target = f"{found.__module__}.{found.__qualname__}" if hasattr(found, "__qualname__") else path
     return f'<autoref optional identifier="{target}"><code>{name}</code></autoref>'

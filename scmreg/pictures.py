@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -128,15 +129,17 @@ def _columns(judged: Judged, spec: DataSpec, rows: int) -> Image.Image:
 
 def _beside(panels: Sequence[tuple[str, Image.Image]]) -> Image.Image:
     margin, head = (12, 22) if len(panels) > 1 else (0, 0)  # one panel is what its file is called
-    width = sum(image.width for _, image in panels) + margin * (len(panels) + 1)
+    font = ImageFont.load_default(14)
+    # A panel of few classes may be narrower than its title.
+    widths = [max(image.width, math.ceil(font.getlength(title)) if head else 0) for title, image in panels]
     height = max(image.height for _, image in panels) + head + margin
-    canvas = Image.new("RGB", (width, height), "white")
-    pen, font, left = ImageDraw.Draw(canvas), ImageFont.load_default(14), margin
-    for title, image in panels:
+    canvas = Image.new("RGB", (sum(widths) + margin * (len(panels) + 1), height), "white")
+    pen, left = ImageDraw.Draw(canvas), margin
+    for (title, image), width in zip(panels, widths, strict=True):
         if head:
             pen.text((left, 4), title, fill="black", font=font)
         canvas.paste(image, (left, head))
-        left += image.width + margin
+        left += width + margin
     return canvas
 
 

@@ -179,19 +179,22 @@ class Segments(Study, name="segments"):
         return {**found, **{name: found[f"{name}@{steps}"] for name in names}}
 
     def judge(self, results: Results) -> Sequence[Verdict]:
-        """Order the conditions."""
+        """Order the conditions, and compare the most segments with the fewest."""
         names = results.conditions
-        return tuple(
-            Verdict(
-                f"the more segments, the smaller the {words} (means fall with M)",
-                all(results.mean(high, figure) < results.mean(low, figure) for low, high in itertools.pairwise(names)),
-                results.listed(figure),
+        words = {"trajectory_error": "error to the exact samples", "sliced_wasserstein": "distance to the data"}
+        most, fewest = names[-1], names[0]
+        verdicts = []
+        for figure, what in words.items():
+            falls = all(
+                results.mean(high, figure) < results.mean(low, figure) for low, high in itertools.pairwise(names)
             )
-            for figure, words in (
-                ("trajectory_error", "error to the exact samples"),
-                ("sliced_wasserstein", "distance to the data"),
-            )
-        )
+            better = results.below(figure, most, fewest)
+            told = results.listed(figure)
+            verdicts += [
+                Verdict(f"{most} has the smaller {what} than {fewest}, under every seed", better, told),
+                Verdict(f"the {what} falls with every further segment (means)", falls, told),
+            ]
+        return verdicts
 
     def draw(self, figure: Figure, results: Results) -> None:
         """Draw both figures."""

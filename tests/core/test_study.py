@@ -262,7 +262,7 @@ FULL: dict[str, list[tuple[dict[str, Any], list[bool]]]] = {
     "segments": [
         (
             {f"M = {m}": {"trajectory_error": [1 / m, 1 / m], "sliced_wasserstein": [m, m]} for m in (1, 2, 4, 8)},
-            [True, False],
+            [True, True, False, False],
         )
     ],
     "curse-of-consistency": [

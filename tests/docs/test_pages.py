@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +65,8 @@ def commands(block: Block) -> list[list[str]]:
     lines = block.text.replace("\\\n", " ").splitlines()
     if block.language == "console":
         lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+    parts = [part for line in lines for part in re.split(r"\s&&\s", line)]
+    return [words for part in parts if (words := shlex.split(part, comments=True))]
 
 
 def name(page: Path) -> str:
@@ -127,18 +128,28 @@ def test_page_is_true(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)  # a page imports its own files, as Python does where it is started
     put(trained, tmp_path)
+    follow(page, lambda words: check_command(words, monkeypatch, capsys))
+
+
+def follow(page: Path, carry_out: Callable[[list[str]], None]) -> None:
+    """Do what a page says in the present directory: write its files, run its Python, hand its commands on."""
     namespace: dict[str, Any] = {"__name__": "docs"}
     for block in blocks(page):
         if block.title:
             Path(block.title).write_text(block.text, encoding="utf-8")
         if block.language == "python" and not block.title:
             exec(compile("\n" * block.line + block.text, str(page), "exec"), namespace)
-        elif block.language == "python":
+        elif block.language == "python" and "scmreg_components" in block.text:
             with fresh_registry():
                 assert registry.load_file(str(block.title)).components
+        elif block.language == "python":
+            compile(block.text, str(block.title), "exec")  # a program: a command of the page runs it
+            assert re.search(
+                rf"^python .*{re.escape(str(block.title))}", page.read_text(encoding="utf-8"), re.MULTILINE
+            )
         elif block.language in ("bash", "console"):
             for words in commands(block):
-                check_command(words, monkeypatch, capsys)
+                carry_out(words)
         elif block.language == "yaml":
             recipe.Recipe.from_tree(yaml.safe_load(block.text)).check()
         elif block.language == "toml":
@@ -183,6 +194,9 @@ def check_command(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pyt
             if (package / "pyproject.toml").is_file() and package.resolve() != ROOT:
                 install(package, monkeypatch)
                 break
+        return
+    if words[:3] == ["python", "-m", "torch.distributed.run"]:
+        assert Path(words[-1]).is_file()
         return
     if words[0] == "pytest" and len(words) == 2:
         assert list(Path(words[1]).glob("tests/test_*.py"))

@@ -15,9 +15,12 @@ import pytest
 import typer
 from typer.core import TyperGroup
 
-from scmreg import matrix, recipe, registry
+import scmreg
+from scmreg import discovery, hookspecs, matrix, recipe, registry
+from scmreg.bench import BENCHMARKS
 from scmreg.options import options_of
 from scmreg.proofs import PROOFS
+from scmreg.testing import CHECKS
 from scmreg_cli.main import app
 
 pytest.importorskip("material", reason="the site is built with the extra 'docs'")
@@ -55,6 +58,11 @@ def page(site: Path, path: str) -> str:
     return (site / path / "index.html").read_text(encoding="utf-8")
 
 
+def plain(text: str) -> str:
+    """Return what a page says, without its marks."""
+    return html.unescape(re.sub(r"<[^>]+>", "", text))
+
+
 def section(text: str, anchor: str) -> str:
     """Return the part of a page from the heading with an anchor to the next heading of its level."""
     found = re.search(rf'<h2 id="{re.escape(anchor)}">.*?(?=<h2 |</article>)', text, re.DOTALL)
@@ -64,8 +72,24 @@ def section(text: str, anchor: str) -> str:
 
 @pytest.mark.parametrize("kind", registry.KINDS)
 def test_every_kind_has_a_page(site: Path, kind: str) -> None:
-    assert f'href="{kind}/"' in page(site, "reference")
-    assert page(site, f"reference/{kind}")
+    overview = section(page(site, "reference"), "kinds")
+    assert f'href="{kind}/"' in overview
+    shown = plain(page(site, f"reference/{kind}"))
+    assert re.search(r"(Chosen|Conducted|Listed) (by|under)", shown), f"how a {kind} is chosen is not said"
+    assert f"scmreg.{kind}." in shown
+    summary = (inspect.getdoc(registry.registry(kind).interface) or "").partition("\n")[0]
+    assert summary.replace("`", "") in shown
+    assert summary.replace("`", "") in plain(overview)
+
+
+@pytest.mark.parametrize("kind", registry.KINDS)
+def test_every_kind_says_what_to_implement(kind: str) -> None:
+    """The table of "Write a component" has every kind, and every method without which a component of it is abstract."""
+    text = (ROOT / "docs" / "how-to" / "write-a-component.md").read_text(encoding="utf-8")
+    row = re.search(rf"^\| {kind} \| .*$", text, re.MULTILINE)
+    assert row, kind
+    for method in registry.registry(kind).interface.__abstractmethods__:
+        assert f"`{method}`" in row[0], f"{kind}: {method}"
 
 
 @pytest.mark.parametrize(("kind", "name"), COMPONENTS, ids="/".join)
@@ -110,6 +134,12 @@ def test_every_command_is_described(site: Path) -> None:
         for parameter in command.params:
             for option in parameter.opts if parameter.param_type_name == "option" else ():
                 assert f"<code>{option}</code>" in text, f"scm {name} {option}"
+            assert parameter.help, f"scm {name}: {parameter.name} has no help"
+    for parameter in group.params:
+        for option in parameter.opts:
+            assert getattr(parameter, "hidden", False) or f"<code>{option}</code>" in section(shown, "program"), option
+    for name, command in group.commands.items():
+        text = section(shown, name)
         for example in re.findall(r"^scm .*$", command.epilog or "", re.MULTILINE):
             assert example.split()[1] in text
 
@@ -124,6 +154,73 @@ def test_every_public_name_is_described(site: Path, module: str) -> None:
     assert documented
     for name in documented:
         assert f'id="scmreg.{module}.{name}"' in shown, name
+
+
+def test_every_benchmark_is_described(site: Path) -> None:
+    text = section(page(site, "reference/cli"), "bench")
+    for name, cls in BENCHMARKS.items():
+        found = re.search(rf'<h3 id="bench-{name}">.*?(?=<h3 |$)', text, re.DOTALL)
+        assert found, name
+        for option in options_of(cls):
+            assert f"<code>{option.name}</code>" in found[0], f"scm bench {name} --{option.name}"
+            assert option.help
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_every_check_is_described(site: Path, name: str) -> None:
+    check = CHECKS[name]
+    assert check.statement
+    shown = page(site, "reference/checks")
+    for kind in check.kinds or ("all",):
+        text = section(shown, kind)
+        assert f"<code>{name}</code>" in text
+        assert check.statement.replace("`", "").split(":")[0] in plain(text)
+    assert f"<code>{name}</code>" in page(site, "how-to/check-a-component")
+
+
+def test_every_hook_is_described(site: Path) -> None:
+    shown = page(site, "reference/hooks")
+    hooks = [name for name, found in vars(hookspecs).items() if hasattr(found, f"{hookspecs.PROJECT}_spec")]
+    assert "scmreg_components" in hooks
+    for name in hooks:
+        documented = inspect.getdoc(getattr(hookspecs, name)) or ""
+        text = plain(section(shown, name))
+        assert documented
+        assert documented.partition("\n")[0].replace("`", "") in text
+        assert f"def {name}(" in text
+        for argument in inspect.signature(getattr(hookspecs, name)).parameters:
+            assert argument in text, f"{name}: {argument}"
+    said = plain(shown)
+    assert f"scmreg_api = {scmreg.API_VERSION}" in said
+    assert re.search(rf"entry-point group\s+{discovery.GROUP}\b", said)
+
+
+@pytest.mark.parametrize("name", [name for name in scmreg.__all__ if not name.startswith("__")])
+def test_every_name_of_the_package_leads_to_its_documentation(site: Path, name: str) -> None:
+    row = re.search(
+        rf"<tr>\s*<td>(?:<span[^>]*>)?<code>scmreg\.{name}</code>.*?</tr>", page(site, "reference/api"), re.DOTALL
+    )
+    assert row, f"scmreg.{name} is not listed"
+    links = re.findall(r'href="([^"]+)"', row[0])
+    assert links, f"scmreg.{name} leads nowhere"
+    for link in links:
+        path, _, anchor = link.partition("#")
+        target = (site / "reference" / "api" / path / "index.html").resolve()
+        assert target.is_file(), link
+        assert not anchor or f'id="{anchor}"' in target.read_text(encoding="utf-8"), link
+
+
+def test_every_page_is_announced_at_home() -> None:
+    """The table of the first page has every page that is written by hand, and none that is not there."""
+    announced = set(re.findall(r"\]\(([\w/-]+\.md)\)", (ROOT / "docs" / "index.md").read_text(encoding="utf-8")))
+    folders = ("tutorial", "how-to", "explanation")
+    written = {
+        path.relative_to(ROOT / "docs").as_posix()
+        for folder in folders
+        for path in (ROOT / "docs" / folder).glob("*.md")
+    }
+    assert announced >= written
+    assert {path for path in announced if path.startswith(folders)} == written
 
 
 def test_what_is_generated_within_a_page_is_there(site: Path) -> None:
