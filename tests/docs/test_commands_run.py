@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 from test_pages import (  # noqa: F401  fixtures
     DOCS,
     GROUP,
@@ -33,6 +34,7 @@ from test_pages import (  # noqa: F401  fixtures
     trained,
 )
 
+import scmreg
 from scmreg_cli import main
 
 pytestmark = pytest.mark.slow
@@ -72,6 +74,10 @@ def happen(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         assert set(missing) <= set(PLACEHOLDERS), f"scm {shlex.join(words[1:])}: no command of the page makes {missing}"
         check_command(words, monkeypatch, capsys)
         return
+    if words[1] == "run" and "--name" in words:
+        mine = Path("runs", words[words.index("--name") + 1])
+        if mine.name in RUNS:
+            shutil.rmtree(mine, ignore_errors=True)  # the page makes it itself
     arguments = small(words[1:], monkeypatch, capsys)
     assert invoke(arguments, monkeypatch, capsys)[0] == FAILS.get(shlex.join(words), 0)
 
@@ -125,7 +131,9 @@ def invoke(
 
 
 def bring(folder: Path) -> None:
-    """Put the files there that pages take as given: a folder of photos, and digits in the format of MNIST."""
+    """Put the files there that are taken as given: photos, digits in the format of MNIST, weights from elsewhere."""
+    network = scmreg.networks.create("mlp").build((1, 8, 8), 10)
+    save_file(network.state_dict(), folder / "weights.safetensors")
     rng = np.random.default_rng(0)
     for kind in ("cat", "dog"):
         (folder / "photos" / kind).mkdir(parents=True)
