@@ -50,6 +50,7 @@ FEW: dict[str, list[str]] = {
     "bench sampling": ["--set", "rounds=1", "--set", "batch_size=2"],
     "bench attention": ["--set", "rounds=1"],
     "bench step": ["--set", "rounds=1", "--set", "batch_size=4", "--set", "passes=[joint]"],
+    "study discretisation": ["--set", "seeds=1", "--set", "steps=2", "--set", "intervals=[8,32]", "--workers", "1"],
     "study segments": ["--set", "seeds=1", "--set", "steps=2", "--set", "segments=[1,2]", "--workers", "1"],
 }
 """What makes a command a matter of seconds; the last word on an option counts."""
@@ -78,6 +79,8 @@ def happen(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         mine = Path("runs", words[words.index("--name") + 1])
         if mine.name in RUNS:
             shutil.rmtree(mine, ignore_errors=True)  # the page makes it itself
+    if words[1] == "study" and len(words) > 2:
+        assert " ".join(words[1:3]) in FEW, f"say in FEW what makes scm {' '.join(words[1:3])} a matter of seconds"
     arguments = small(words[1:], monkeypatch, capsys)
     assert invoke(arguments, monkeypatch, capsys)[0] == FAILS.get(shlex.join(words), 0)
 
