@@ -250,7 +250,7 @@ def sample(
     sampler: Annotated[str | None, _selector("sampler", "How samples are drawn.")] = None,
     guidance: Annotated[
         float | None,
-        typer.Option(help="Scale of classifier-free guidance of a solver; 1 is none.", min=0),
+        typer.Option(help="Scale of classifier-free guidance: of a solver, where 1 is none, or distilled.", min=0),
     ] = None,
     process: Annotated[
         str | None,
@@ -436,7 +436,7 @@ def export(
     ] = None,
     guidance: Annotated[
         float | None,
-        typer.Option(help="Scale of classifier-free guidance of a solver; 1 is none.", min=0),
+        typer.Option(help="Scale of classifier-free guidance: of a solver, where 1 is none, or distilled.", min=0),
     ] = None,
     weights: Annotated[str, typer.Option(help="ema (averaged) or raw.")] = "ema",
     settings: Set = None,

@@ -19,7 +19,7 @@ from scmreg.process import Process
 from scmreg.recipe import Recipe
 from scmreg.registry import registry
 from scmreg.sample import Run, Weights, load_run
-from scmreg.sampler import OdeSampler, Sampler
+from scmreg.sampler import Sampler
 from scmreg_cli import progress
 from scmreg_cli.showing import table
 
@@ -251,7 +251,7 @@ def choose_sampler(
                 "write sampler.OPTION=VALUE, or with --as process.OPTION=VALUE",
             )
     recipe.apply_settings(tree, [setting for setting in settings if setting.startswith("sampler.")])
-    if guidance is not None and not issubclass(registry("sampler")[tree["sampler"]["name"]], OdeSampler):
+    if guidance is not None and not hasattr(registry("sampler")[tree["sampler"]["name"]], "guidance"):
         raise OptionError(
             [f"sampler '{tree['sampler']['name']}' takes no guidance"], "a solver does: --sampler heun, say"
         )

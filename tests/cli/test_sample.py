@@ -167,7 +167,7 @@ WRONG = [
     (["--labels", "1.5"], ["--labels 1.5", "integers"]),
     (["--sampler", "eulr"], ["no sampler called 'eulr'", "did you mean 'euler'", "heun"]),
     (["--as", "emd"], ["no process called 'emd'", "did you mean 'edm'"]),
-    (["--guidance", "2"], ["takes no guidance"]),
+    (["--guidance", "2"], ["a scale that the model was never told", "distil with guidance"]),
     (["--sampler", "heun", "--guidance", "2"], ["sampler.guidance is 2", "label_dropout"]),
     (["--sampler", "heun", "--set", "sampler.guidance=-1"], ["guidance", "greater than or equal to 0", "-1"]),
     (["--sampler", "heun", "--set", "sampler.guidance=.nan"], ["guidance", "finite"]),

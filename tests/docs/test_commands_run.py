@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 from test_pages import (  # noqa: F401  fixtures
     DOCS,
     GROUP,
@@ -33,6 +34,7 @@ from test_pages import (  # noqa: F401  fixtures
     trained,
 )
 
+import scmreg
 from scmreg_cli import main
 
 pytestmark = pytest.mark.slow
@@ -48,6 +50,7 @@ FEW: dict[str, list[str]] = {
     "bench sampling": ["--set", "rounds=1", "--set", "batch_size=2"],
     "bench attention": ["--set", "rounds=1"],
     "bench step": ["--set", "rounds=1", "--set", "batch_size=4", "--set", "passes=[joint]"],
+    "study discretisation": ["--set", "seeds=1", "--set", "steps=2", "--set", "intervals=[8,32]", "--workers", "1"],
     "study segments": ["--set", "seeds=1", "--set", "steps=2", "--set", "segments=[1,2]", "--workers", "1"],
 }
 """What makes a command a matter of seconds; the last word on an option counts."""
@@ -72,6 +75,12 @@ def happen(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         assert set(missing) <= set(PLACEHOLDERS), f"scm {shlex.join(words[1:])}: no command of the page makes {missing}"
         check_command(words, monkeypatch, capsys)
         return
+    if words[1] == "run" and "--name" in words:
+        mine = Path("runs", words[words.index("--name") + 1])
+        if mine.name in RUNS:
+            shutil.rmtree(mine, ignore_errors=True)  # the page makes it itself
+    if words[1] == "study" and len(words) > 2:
+        assert " ".join(words[1:3]) in FEW, f"say in FEW what makes scm {' '.join(words[1:3])} a matter of seconds"
     arguments = small(words[1:], monkeypatch, capsys)
     assert invoke(arguments, monkeypatch, capsys)[0] == FAILS.get(shlex.join(words), 0)
 
@@ -125,7 +134,9 @@ def invoke(
 
 
 def bring(folder: Path) -> None:
-    """Put the files there that pages take as given: a folder of photos, and digits in the format of MNIST."""
+    """Put the files there that are taken as given: photos, digits in the format of MNIST, weights from elsewhere."""
+    network = scmreg.networks.create("mlp").build((1, 8, 8), 10)
+    save_file(network.state_dict(), folder / "weights.safetensors")
     rng = np.random.default_rng(0)
     for kind in ("cat", "dog"):
         (folder / "photos" / kind).mkdir(parents=True)
