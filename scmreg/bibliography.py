@@ -134,6 +134,13 @@ ENTRIES = (
         venue=_in(ICCV),
     ),
     Entry(
+        "heek2024multistep",
+        "Heek, Jonathan and Hoogeboom, Emiel and Salimans, Tim",
+        "Multistep Consistency Models",
+        2024,
+        arxiv="2403.06807",
+    ),
+    Entry(
         "heusel2017ttur",
         "Heusel, Martin and Ramsauer, Hubert and Unterthiner, Thomas and Nessler, Bernhard and Hochreiter, Sepp",
         "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium",

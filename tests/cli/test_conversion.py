@@ -275,7 +275,10 @@ def test_guidance_of_unlabelled_data(scm, tiny_diffusion, workplace):
     assert (result.code, result.out) == (2, "")
     assert "sampler.guidance is 2, but data 'swissroll' have no classes to guide to" in result.err
     assert list(workplace.iterdir()) == []
-    made = scm("run", *arguments, *dropout, *tiny_diffusion, *SILENT, "--name", "roll")
+    refused = scm("run", *arguments, *dropout, *tiny_diffusion)
+    assert refused.code == 2
+    assert "label_dropout" in refused.err
+    made = scm("run", *arguments, *tiny_diffusion, *SILENT, "--name", "roll")
     assert made.code == 0, made.err
     result = scm("sample", "runs/roll", "--guidance", 2, "--out", "x.npz")
     assert (result.code, result.out) == (2, "")
