@@ -266,7 +266,9 @@ def choose_sampler(
     elif steps is not None:
         built = built.with_steps(steps)
     drawn = dataclasses.replace(opened.recipe, sampler=built)
-    if reason := built.fits(drawn) or drawn.objective.drawn_by(built, drawn.process):
+    # What the data do not have is said first: no option of the objective would mend it.
+    reasons = built.accepts(opened.spec), built.fits(drawn), drawn.objective.drawn_by(built, drawn.process)
+    if reason := next((reason for reason in reasons if reason), None):
         raise CompositionError(reason)
     return built
 
