@@ -85,7 +85,7 @@ class SwissRollAdaptiveWeighting(Study, name="swissroll-adaptive-weighting"):
     reference = "Geng et al. 2024 (ECT), arXiv:2406.14548, App. B, Fig. 6"
     columns = ("sliced_wasserstein@2", "sliced_wasserstein@4", "sliced_wasserstein@8", "sliced_wasserstein@64")
 
-    steps: Count = 2500
+    steps: Count = 4000
     """Training steps of each model."""
     evaluations: Annotated[tuple[Count, ...], MinLen(2)] = (1, 2, 4, 8, 16, 64)
     """Numbers of Euler steps."""
