@@ -212,9 +212,9 @@ FULL: dict[str, list[tuple[dict[str, Any], list[bool]]]] = {
                 name: {"time_growth": [growth, growth], "time_largest": [large, large]}
                 for name, growth, large in zip(FORMS, (2, 2, 5, 50, 50), (1, 1, 20, 9, 9), strict=True)
             },
-            [True, True, True],
+            [True, True, True, True],
         ),
-        ({name: {"time_growth": [5, 5], "time_largest": [1, 1]} for name in FORMS}, [False, False, False]),
+        ({name: {"time_growth": [5, 5], "time_largest": [1, 1]} for name in FORMS}, [False, False, False, False]),
     ],
     "tangent-normalization": [
         (treatments([[1.0, 0.9, 0.9, 0.9], [1.0, 0.9, 0.9, 0.9], [9.0, 9.0, 1.0, 1.0]]), [True, True, True]),
