@@ -97,22 +97,23 @@ def conduct(study: Study, folder: Path, progress: Progress, workers: int | None 
     _open(study, arms, folder)
     started = [arm for arm in arms if not (folder / "runs" / arm.name / MEASURED).is_file()]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    again = f"go on with the same command; {len(arms) - len(started)} of {len(arms)} trainings were done before"
     with progress.task(study.name, len(arms), len(arms) - len(started)) as task:
+        done = len(arms) - len(started)
         try:
-            done = len(arms) - len(started)
             for name in _finished(study, started, folder, min(workers or cores, max(1, len(started)))):
                 done += 1
                 task.update(done)
                 progress.say(_line(name, folder))
         except (KeyboardInterrupt, Interrupted):
-            raise Interrupted("stopped", again) from None
+            raise Interrupted(
+                f"stopped, {done} of {len(arms)} trainings are done", "go on with the same command"
+            ) from None
     measured = {arm.name: _read(folder / "runs" / arm.name / MEASURED) for arm in arms}
     results = Results({(arm.condition, arm.recipe.seed): measured[arm.name]["figures"] for arm in arms})
     seconds = sum(float(each["seconds"]) for each in measured.values())
     findings = Findings(study, folder, tuple(study.judge(results)), results, seconds)
-    _draw(findings)
     checkpoint.write_text(folder / "findings.json", json.dumps(findings.to_json(), indent=1) + "\n")
+    _draw(findings)
     return findings
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scmreg import checkpoint
+from scmreg.errors import OptionError
 from scmreg.evaluate import Judge
 from scmreg.progress import Progress
 from scmreg.sample import load_run
 from scmreg.sampler import Sampler
-from scmreg.study import Results
+from scmreg.study import Results, Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,11 +26,13 @@ __all__ = [
     "NETWORK",
     "course",
     "label",
+    "logarithmic",
     "often",
     "on_digits",
     "on_mixture",
     "plot_course",
     "plot_dots",
+    "rising",
     "scaled",
 ]
 
@@ -102,6 +106,32 @@ def scaled(folder: Path, sampler: Sampler, counts: Sequence[int]) -> dict[str, f
     return found
 
 
+def rising(study: Study, option: str) -> None:
+    """Refuse a list of numbers that do not rise: what is said of their order would mean something else.
+
+    Raises:
+        OptionError: naming the option.
+    """
+    values = getattr(study, option)
+    if any(later <= earlier for earlier, later in itertools.pairwise(values)):
+        raise OptionError([f"{study.name}.{option} must rise from one to the next, unlike {list(values)}"])
+
+
+def logarithmic(axes: Axes, across: float | None = None) -> None:
+    """Make the values logarithmic, if there are any: where everything diverged there are none.
+
+    Args:
+        axes: what has been drawn on.
+        across: base of a logarithmic scale from left to right, too.
+    """
+    drawn = [np.asarray(line.get_ydata(), dtype=np.float64) for line in axes.get_lines()]
+    if not any((np.isfinite(values) & (values > 0)).any() for values in drawn):
+        return
+    axes.set_yscale("log")
+    if across is not None:
+        axes.set_xscale("log", base=across)
+
+
 def plot_course(axes: Axes, results: Results, figure: str, conditions: Sequence[str] | None = None) -> None:
     """Draw a figure over training: the mean of the seeds, and between the smallest and the largest a shade."""
     for colour, condition in zip(_colours(), conditions or results.conditions, strict=False):
@@ -113,7 +143,7 @@ def plot_course(axes: Axes, results: Results, figure: str, conditions: Sequence[
         axes.plot(steps, curves.mean(0), color=colour, label=condition)
         axes.fill_between(steps, curves.min(0), curves.max(0), color=colour, alpha=0.15, linewidth=0)
     axes.set_xlabel("training steps")
-    axes.set_yscale("log")
+    logarithmic(axes)
 
 
 def plot_dots(axes: Axes, results: Results, figures: Sequence[str]) -> None:

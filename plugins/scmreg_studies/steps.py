@@ -12,7 +12,17 @@ from annotated_types import MinLen
 
 from scmreg.study import Arm, Results, Study, Verdict
 from scmreg.types import Count
-from scmreg_studies.setting import COLOURS, course, label, often, on_mixture, plot_course, plot_dots
+from scmreg_studies.setting import (
+    COLOURS,
+    course,
+    label,
+    logarithmic,
+    often,
+    on_mixture,
+    plot_course,
+    plot_dots,
+    rising,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,6 +46,10 @@ class Discretisation(Study, name="discretisation"):
     """Training steps of each student."""
     intervals: Annotated[tuple[Count, ...], MinLen(2)] = (8, 32, 128, 1024, 16384, 1048576)
     """Numbers N of time steps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rising(self, "intervals")
 
     def arms(self) -> Sequence[Arm]:
         """Return a student for each N, and one in continuous time."""
@@ -82,8 +96,7 @@ class Discretisation(Study, name="discretisation"):
             for value in (value for value in results.of(CONTINUOUS, f"trajectory_error@{steps}") if np.isfinite(value)):
                 axes.axhline(value, color=colour, linestyle="--", linewidth=1)
         axes.plot([], [], "k--", linewidth=1, label="sCD, every seed")
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
+        logarithmic(axes, across=2)
         axes.set_xlabel("time steps N")
         label(axes, "error to the exact samples, in std of the data")
 
@@ -104,6 +117,10 @@ class CurseOfConsistency(Study, name="curse-of-consistency"):
     """Times that a model is judged in the course of its training."""
     intervals: Annotated[tuple[Count, ...], MinLen(2)] = (8, 32, 128, 512, 8192)
     """Numbers N of intervals."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rising(self, "intervals")
 
     def arms(self) -> Sequence[Arm]:
         """Return a model for each N."""
@@ -165,6 +182,10 @@ class Segments(Study, name="segments"):
     segments: Annotated[tuple[Count, ...], MinLen(2)] = (1, 2, 4, 8)
     """Numbers M of segments."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rising(self, "segments")
+
     def arms(self) -> Sequence[Arm]:
         """Return a student for each number of segments."""
         return self.under_seeds(
@@ -202,5 +223,5 @@ class Segments(Study, name="segments"):
         plot_dots(axes, results, ("sliced_wasserstein", "trajectory_error"))
         floor = results.mean(results.conditions[0], "sliced_wasserstein@floor")
         axes.axhline(floor, color="grey", linestyle=":")
-        axes.set_yscale("log")
+        logarithmic(axes)
         label(axes, "in units of the data, and of their std", "dotted: distance of two halves of the data")

@@ -16,7 +16,7 @@ from scmreg.sample import load_run
 from scmreg.study import Arm, Results, Study, Verdict
 from scmreg.tangent import motion, tangent_parts
 from scmreg.types import Conditions, Count, Positive, norms
-from scmreg_studies.setting import COLOURS, NETWORK, label, on_digits
+from scmreg_studies.setting import COLOURS, NETWORK, label, logarithmic, on_digits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -144,7 +144,7 @@ class TangentStability(Study, name="tangent-stability"):
                 times = results.curves(condition, "t")[0]
                 axes.plot(times, curves.mean(0), color=colour, label=condition)
                 axes.fill_between(times, curves.min(0), curves.max(0), color=colour, alpha=0.15, linewidth=0)
-            axes.set_yscale("log")
+            logarithmic(axes)
             axes.set_xlabel("TrigFlow time t")
             label(axes, "norm", title)
 
@@ -224,7 +224,6 @@ class TangentNormalization(Study, name="tangent-normalization"):
                     names = (f"{treatment}, rate {rate:g}" for rate in self.rates)
                     values = [results.of(name, f"frechet@{steps}")[seed] for name in names]
                     axes.plot(self.rates, values, "o-", color=colour, label=treatment if not seed else None)
-            axes.set_xscale("log")
-            axes.set_yscale("log")
+            logarithmic(axes, across=10)
             axes.set_xlabel("learning rate")
             label(axes, "Fréchet distance", f"{steps} step{'s' * (steps > 1)}")

@@ -8,10 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import MinLen
 
+from scmreg.errors import OptionError
 from scmreg.registry import registry
 from scmreg.study import Arm, Results, Study, Verdict
 from scmreg.types import Count, Positive
-from scmreg_studies.setting import COLOURS, NETWORK, course, label, often, on_digits, plot_course, scaled
+from scmreg_studies.setting import (
+    COLOURS,
+    NETWORK,
+    course,
+    label,
+    logarithmic,
+    often,
+    on_digits,
+    plot_course,
+    rising,
+    scaled,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,6 +102,12 @@ class SwissRollAdaptiveWeighting(Study, name="swissroll-adaptive-weighting"):
     evaluations: Annotated[tuple[Count, ...], MinLen(2)] = (1, 2, 4, 8, 16, 64)
     """Numbers of Euler steps."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rising(self, "evaluations")
+        if not any(1 < n <= 4 for n in self.evaluations):
+            raise OptionError([f"{self.name}.evaluations must have 2, 3 or 4 among them: they are the few steps"])
+
     def arms(self) -> Sequence[Arm]:
         """Return a flow for each exponent."""
         return self.under_seeds(
@@ -119,7 +137,7 @@ class SwissRollAdaptiveWeighting(Study, name="swissroll-adaptive-weighting"):
     def judge(self, results: Results) -> Sequence[Verdict]:
         """Compare every exponent with none where steps are few."""
         none, *powers = results.conditions
-        few = [n for n in self.evaluations if 1 < n <= 4] or [max(self.evaluations)]
+        few = [n for n in self.evaluations if 1 < n <= 4]
         return (
             Verdict(
                 f"with p from 1/2 to 1, samples of {' and of '.join(map(str, few))} steps are closer to the data than"
@@ -139,8 +157,9 @@ class SwissRollAdaptiveWeighting(Study, name="swissroll-adaptive-weighting"):
                     for n in few
                     for low, high in zip(results.conditions, results.conditions[1:], strict=False)
                 ),
-                f"of many steps ({max(self.evaluations)}): "
-                + results.listed(f"sliced_wasserstein@{max(self.evaluations)}"),
+                "; ".join(
+                    f"{n} steps: " + results.listed(f"sliced_wasserstein@{n}") for n in (*few, max(self.evaluations))
+                ),
             ),
         )
 
@@ -150,8 +169,7 @@ class SwissRollAdaptiveWeighting(Study, name="swissroll-adaptive-weighting"):
         for colour, condition in zip(COLOURS, results.conditions, strict=False):
             means = [results.mean(condition, f"sliced_wasserstein@{n}") for n in self.evaluations]
             axes.plot(self.evaluations, means, "o-", color=colour, label=condition)
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
+        logarithmic(axes, across=2)
         axes.set_xlabel("Euler steps")
         axes.axhline(results.mean(results.conditions[0], "sliced_wasserstein@floor"), color="grey", linestyle=":")
         label(axes, "sliced Wasserstein distance", "dotted: two halves of the data")

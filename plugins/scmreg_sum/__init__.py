@@ -236,7 +236,7 @@ class Sum(Objective, name="sum"):
         return any(term.starts_from_teacher for term in self.terms)
 
     def fits(self, recipe: Any) -> str | None:
-        """Refuse terms that want the model to start from different weights, or to be told different times."""
+        """Refuse terms that want the model to start from different weights, or to be another function."""
         jumps = {term.name: "target_time" in term.gives for term in self.terms if term.few_step}
         if len(set(jumps.values())) > 1:
             one, two = ("', '".join(name for name, told in jumps.items() if told is kind) for kind in (False, True))
@@ -244,6 +244,15 @@ class Sum(Objective, name="sum"):
                 f"the terms of {self.title} share one model, but '{two}' trains one that is told where to jump to, and"
                 f" '{one}' one that is not: leave one of them out"
             )
+        for option in ("segments", "guidance"):
+            none = 1 if option == "segments" else None
+            asked = {term.name: getattr(term, option, none) for term in self.terms if term.few_step}
+            if len(set(asked.values())) > 1:
+                listed = ", ".join(f"'{name}' {value or 'none'}" for name, value in asked.items())
+                return (
+                    f"the terms of {self.title} share one model, but their {option} differ ({listed}):"
+                    f" leave out objective.terms.NAME.{option}, or train the term alone"
+                )
         starts = {term.name: start for term in self.terms if (start := getattr(term, "start", None)) is not None}
         if "scratch" in starts.values() and set(starts.values()) != {"scratch"}:
             said = ", ".join(f"objective.terms.{name}.start is '{start}'" for name, start in starts.items())

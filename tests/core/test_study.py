@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Mapping
@@ -200,6 +201,12 @@ def treatments(values: list[list[float]]) -> dict[str, dict[str, list[float]]]:
     }
 
 
+def both(share: float) -> dict[str, list[float]]:
+    """Return precision and recall of two steps, as a share of the teacher's."""
+    found = {"precision@teacher": [0.8, 0.8], "recall@teacher": [0.8, 0.8]}
+    return {**found, "precision@2": [0.8, 0.8], "recall@2": [0.8 * share, 0.8 * share]}
+
+
 CURSE = [f"N = {n}" for n in (8, 32, 128, 512, 8192)]
 GRID = [f"N = {n}" for n in (8, 32, 128, 1024, 16384, 1048576)]
 P = [f"p = {p}" for p in ("0", "0.25", "0.5", "0.75", "1")]
@@ -244,19 +251,19 @@ FULL: dict[str, list[tuple[dict[str, Any], list[bool]]]] = {
     "vsd-diversity": [
         (
             {
-                "scd": {"precision@1": UP, "recall@1": DOWN},
+                "scd": {"precision@1": UP, "recall@1": DOWN, **both(0.95)},
                 "scd+vsd": {"precision@1": [0.5, 0.5], "recall@1": [0.5, 0.5]},
                 "vsd": {"precision@1": DOWN, "recall@1": UP},
             },
-            [True, True, True],
+            [True, True, True, True],
         ),
         (
             {
-                "scd": {"precision@1": DOWN, "recall@1": UP},
+                "scd": {"precision@1": DOWN, "recall@1": UP, **both(0.8)},
                 "scd+vsd": {"precision@1": [0.99, 0.99], "recall@1": [0.5, 0.5]},
                 "vsd": {"precision@1": UP, "recall@1": DOWN},
             },
-            [False, False, False],
+            [False, False, False, False],
         ),
     ],
     "segments": [
@@ -358,4 +365,22 @@ def test_what_diverged_can_be_drawn_and_judged(name: str) -> None:
     conditions = list(dict.fromkeys(arm.condition for arm in study.arms()))
     lost = Results({(condition, seed): None for condition in conditions for seed in range(2)})
     assert not any(verdict.held for verdict in study.judge(lost))
-    study.draw(Figure(), lost)
+    figure = Figure()
+    study.draw(figure, lost)
+    figure.savefig(io.BytesIO())
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "values"),
+    [
+        ("discretisation", "intervals", (1024, 8)),
+        ("curse-of-consistency", "intervals", (8, 8)),
+        ("segments", "segments", (4, 1)),
+        ("tuning-efficiency", "lengths", (500, 250, 1000)),
+        ("swissroll-adaptive-weighting", "evaluations", (4, 2)),
+        ("swissroll-adaptive-weighting", "evaluations", (8, 64)),
+    ],
+)
+def test_lists_that_would_turn_a_claim_around_are_refused(name: str, option: str, values: tuple[int, ...]) -> None:
+    with pytest.raises(OptionError, match=option):
+        STUDIES.create(name, **{option: values})

@@ -262,3 +262,13 @@ def test_no_markup_is_left_over(site: Path) -> None:
         assert not re.search(r":(?:class|func|meth|mod|attr):", text), path
         assert "``" not in text, path
         assert "<autoref" not in text, path
+
+
+def test_every_study_of_ours_is_told_of_under_claims(site: Path) -> None:
+    text = page(site, "explanation/claims")
+    for name, cls in registry.registry("study").items():
+        if cls.__module__.startswith("scmreg_studies"):
+            shown = html.unescape(re.sub(r"<[^>]+>", "", section(text, name)))
+            assert "Held:" in shown, name
+            assert f"scm study {name}" in shown
+            assert (site / "explanation" / "claims" / f"{name}.png").is_file()

@@ -429,3 +429,12 @@ def test_a_fresh_student_is_that_of_the_terms() -> None:
     states = [build_denoiser(recipe(objective), (2,), 8).network.enter.weight for objective in objectives]
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], states[2])
+
+
+@pytest.mark.parametrize(("option", "value"), [("segments", 4), ("guidance", [1, 2])])
+def test_terms_that_make_another_function_of_one_model_are_refused(option: str, value: Any) -> None:
+    terms = [{"name": "scd", option: value}, {"name": "vsd"}]
+    teacher = {"objective": {"name": "diffusion", "label_dropout": 0.1}}
+    made = Recipe.from_tree({"objective": {"name": "sum", "terms": terms}, "teacher": teacher})
+    with pytest.raises(CompositionError, match=f"their {option} differ"):
+        made.check()
