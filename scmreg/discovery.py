@@ -11,6 +11,7 @@ leaves them all out.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import sys
@@ -168,9 +169,10 @@ def _load(
 ) -> Plugin:
     start = time.perf_counter()
     try:
-        module = load()
-        api = _api(module)
-        components, deprecations = _components(module)
+        with contextlib.redirect_stdout(sys.stderr):  # what is printed on import is none of a command's output
+            module = load()
+            api = _api(module)
+            components, deprecations = _components(module)
         _check(components, taken)
         if not fatal:
             _ask(components)
@@ -221,6 +223,8 @@ def _components(module: ModuleType) -> tuple[list[type[Component]], tuple[str, .
     except pluggy.PluginValidationError as error:
         raise PluginError(f"names a hook that this scmreg does not have: {error}") from None
     results = manager.hook.scmreg_components()
+    if not results and manager.hook.scmreg_components.get_hookimpls():
+        raise PluginError("scmreg_components() returned None, not a list of component classes")
     if not results:
         raise PluginError("has no hook: define scmreg_components() and mark it with @scmreg.hookimpl")
     listed: list[type[Component]] = []

@@ -106,7 +106,13 @@ def load_run(path: str | Path) -> Run:
         recipe, spec = saved.meta["recipe"], DataSpec.from_json(saved.meta["data"])
     except (KeyError, TypeError):
         raise CheckpointError(f"the metadata of {found} lack the recipe or the data") from None
-    return Run(folder, Recipe.from_tree(recipe), spec, saved)
+    try:
+        made = Recipe.from_tree(recipe)
+    except OptionError as error:
+        hint = "what a plugin brought is there only where it is installed: install it, or name its file by --plugin"
+        missing = any(" called " in problem for problem in error.problems)
+        raise OptionError(error.problems, *error.advice, hint if missing else None) from None
+    return Run(folder, made, spec, saved)
 
 
 def draw(

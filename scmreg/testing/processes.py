@@ -100,7 +100,8 @@ def time_of_the_noise_level(trial: Trial) -> None:
     trial.expect(
         abs(float(slope * rate) - 1) <= 1e-7,
         f"the derivative of time_of at {float(level):.6g} is {float(slope):.6g}, expected {float(1 / rate):.6g}, one"
-        " over that of sigma/alpha: compute it by operations that can be differentiated",
+        " over that of sigma/alpha: mend the derivatives in coefficients, or, of a time_of of your own, compute it by"
+        " operations that can be differentiated",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import time
 import traceback
 from collections.abc import Mapping
@@ -139,7 +140,9 @@ def _failure(check: Check, trial: Trial) -> str | None:
     except Exception as error:
         if isinstance(error, DataError) and trial.given and trial.is_default:
             raise  # files that are given are no fault of the component
-        said, at = (str(error).splitlines() or [""])[0], traceback.extract_tb(error.__traceback__)[-1]
+        said, frames = (str(error).splitlines() or [""])[0], traceback.extract_tb(error.__traceback__)
+        own = inspect.getsourcefile(type(trial.component)) or ""
+        at = next((frame for frame in reversed(frames) if frame.filename == own), frames[-1])
         return f"{trial.title}: it raises {type(error).__name__}: {said} ({at.filename}:{at.lineno})"
     return None
 

@@ -326,3 +326,33 @@ def test_registries_are_read_only():
     assert len(scmreg.processes) == len(list(scmreg.processes))
     assert "edm" in scmreg.processes
     assert "nowhere" not in scmreg.processes
+
+
+@pytest.mark.usefixtures("registries")
+def test_a_hook_that_forgets_to_return_is_told_so(tmp_path):
+    (tmp_path / "forgets.py").write_text("import scmreg\n@scmreg.hookimpl\ndef scmreg_components():\n    return None\n")
+    with pytest.raises(PluginError, match="returned None, not a list of component classes"):
+        registry.load_file(tmp_path / "forgets.py")
+
+
+@pytest.mark.usefixtures("registries")
+def test_what_a_plugin_prints_on_import_is_no_output_of_a_command(tmp_path, scm):
+    (tmp_path / "loud.py").write_text("print('loud')\n" + GOOD)
+    result = scm("show", "process/mine", "--plugin", tmp_path / "loud.py", "--json")
+    assert result.code == 0, result.err
+    assert "loud" not in result.out.splitlines()
+    assert "loud" in result.err
+    assert result.json["name"] == "mine"
+
+
+@pytest.mark.usefixtures("registries")
+def test_a_run_of_a_plugin_that_is_gone_says_so(tmp_path, scm, tiny_diffusion):
+    (tmp_path / "mine.py").write_text(GOOD)
+    said = ("run", "--process", "mine", "--objective", "diffusion", "--data", "swissroll", "--set", "data.count=60")
+    made = scm(*said, *tiny_diffusion, "--out", tmp_path, "--name", "guest", "--plugin", tmp_path / "mine.py")
+    assert made.code == 0, made.err
+    registry._state.components["process"].pop("mine")
+    result = scm("sample", tmp_path / "guest", "--out", tmp_path / "x.npz")
+    assert result.code == 2
+    assert "no process called 'mine'" in result.err
+    assert "install it, or name its file by --plugin" in result.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
 import textwrap
@@ -33,6 +34,10 @@ class Scaled(Straight, name="scaled"):
     """How wide."""
     bent: bool = False
     """Whether it is bent."""
+
+    def read(self) -> object:
+        """Raise in somebody else's code."""
+        return json.loads("nothing")
 
 
 def planted(run: object, examples: int = 200) -> Check:
@@ -73,6 +78,10 @@ def test_what_a_component_raises_is_told_with_its_place() -> None:
     assert outcome.failure is not None
     assert "process 'scaled': it raises KeyError: 'lost' (" in outcome.failure
     assert "test_kit.py:" in outcome.failure
+    called = examine(planted(lambda trial: trial.component.read()), Scaled)
+    assert called.failure is not None
+    assert "it raises JSONDecodeError" in called.failure
+    assert "test_kit.py:" in called.failure, "not the line of the library that it called"
 
 
 def test_what_it_refuses_with_drawn_options_is_no_defect() -> None:
