@@ -142,7 +142,7 @@ class ECT(Comparison, name="ect"):
     """
 
     formula = "w_bar(t, r) sg[1/(||Delta||² + c²)^p] ||Delta||²/D,  Delta = f(x_t, t) - sg f(x_r, r)"
-    reference = "Geng et al. 2024 (ECT), arXiv:2406.14548, Algorithm 1, Eqs. 12 and 16"
+    reference = "Geng et al. 2024 (ECT), arXiv:2406.14548, Algorithm 1, Eqs. 12 and 16 (schedule: Eqs. 15 and 18)"
 
     weighting: Weighting = Weighting.default("ect")
     """Weight of each pair of times."""
