@@ -40,6 +40,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "trigflow-scd-digits-s1": {"seed": 1},
     "trigflow-scd-mixture-s0": {"data": {"name": "mixture"}, "teacher": {"source": "exact"}},
     "flow-diffusion-digits-s0": {"process": "flow", "objective": "diffusion"},
+    "shapes": {"seed": 2},
     "guided": {"objective": {"name": "diffusion", "label_dropout": 0.1}},
 }
 """Runs that pages sample from and judge, by name, and what their recipes say."""
