@@ -338,7 +338,7 @@ def test_every_study_has_cases() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FULL)
 def test_every_study_can_be_conducted(name: str, tmp_path: Path) -> None:
-    """In its smallest form: its figures are there, they are drawn, and it can be judged."""
+    """In its smallest form: figures are there, drawn and judged. (Their commands are those of claims.md.)"""
     few = {
         "steps": 8,
         "teacher_steps": 8,

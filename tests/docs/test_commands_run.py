@@ -39,8 +39,12 @@ from scmreg_cli import main
 
 pytestmark = pytest.mark.slow
 
-ELSEWHERE = {"first-plugin.md": "test_first_plugin.py", "diffusers.md": "test_diffusers_models.py"}
-"""Pages whose commands are carried out by a test of their own, which installs what they need."""
+ELSEWHERE = {
+    "first-plugin.md": "test_first_plugin.py",
+    "diffusers.md": "test_diffusers_models.py",
+    "claims.md": "test_study.py",
+}
+"""Pages whose commands are carried out by a test of their own."""
 PLACEHOLDERS = ("runs/teachers/trigflow-digits-0123456789abcdef", "runs/unet", "runs/late", "runs/mean")
 """Runs that a page speaks of and does not make, or makes with a package that is not installed here."""
 FAILS = {"scm check --plugin straight.py": 1}
