@@ -198,7 +198,7 @@ def test_what_it_tells(scm: Callable[..., Any], workplace: Path) -> None:
     assert lines[lines.index("next:") + 1 :] == [
         "  pip install -e deep/down/scmreg-ring",
         "  scm show data/ring",
-        "  scm run --data ring --set data.noise=0.1 --steps 200",
+        "  scm run --objective diffusion --data ring --set data.noise=0.1 --steps 200",
         "  scm check data/ring",
         "  pytest deep/down/scmreg-ring",
     ]

@@ -1,7 +1,7 @@
 """An attention backend for scmreg: the whole matrix, and its tangent by the product rule.
 
 scm show attention/example
-scm run --network dit --set network.attention=example --set network.width=64 --set network.depth=1 --steps 200
+scm run --objective diffusion --network dit --set network.attention=example --set network.width=64 --steps 200
 """
 
 from __future__ import annotations

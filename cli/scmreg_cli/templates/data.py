@@ -1,7 +1,7 @@
 """Data for scmreg: a noisy ring in the plane.
 
 scm show data/example
-scm run --data example --set data.noise=0.1 --steps 200
+scm run --objective diffusion --data example --set data.noise=0.1 --steps 200
 """
 
 from __future__ import annotations

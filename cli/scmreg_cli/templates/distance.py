@@ -1,7 +1,7 @@
 """A distance for scmreg: quadratic for small differences, linear for large ones.
 
 scm show distance/example
-scm run --objective ect --set objective.distance=example --set objective.distance.delta=0.1 --steps 200
+scm run --objective ict --set objective.distance=example --set objective.distance.delta=0.1 --steps 200
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A metric for scmreg: the energy distance of samples from data.
 
 scm show metric/example
-scm run --objective diffusion --set evaluation.metrics=[example] --steps 200
+scm run --objective diffusion --set 'evaluation.metrics=[example]' --steps 200
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A network for scmreg: a plain MLP on flattened samples.
 
 scm show network/example
-scm run --network example --set network.width=64 --steps 200
+scm run --objective diffusion --network example --set network.width=64 --steps 200
 """
 
 from __future__ import annotations

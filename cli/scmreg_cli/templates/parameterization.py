@@ -1,7 +1,7 @@
 """A parameterization for scmreg: the network predicts noise minus data, whatever the process.
 
 scm show parameterization/example
-scm run --parameterization example --steps 200
+scm run --objective diffusion --parameterization example --steps 200
 """
 
 from __future__ import annotations

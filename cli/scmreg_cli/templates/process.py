@@ -1,7 +1,7 @@
 """A process for scmreg: noise that grows linearly while the variance is preserved.
 
 scm show process/example
-scm run --process example --steps 200
+scm run --objective diffusion --process example --steps 200
 """
 
 from __future__ import annotations

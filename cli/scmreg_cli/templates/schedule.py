@@ -1,7 +1,7 @@
 """A schedule for scmreg: pairs of noise levels that close in linearly.
 
 scm show schedule/example
-scm run --objective ect --set objective.schedule=example --set objective.schedule.last=0.9 --steps 200
+scm run --objective ict --set objective.schedule=example --set objective.schedule.last=0.9 --steps 200
 """
 
 from __future__ import annotations
