@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from chosen import ChosenTimes
 from strategies import PROCESSES, close, denoiser, pair, times
 from torch import Tensor, nn
 
@@ -23,7 +24,6 @@ from scmreg.law import ExactDenoiser, GaussianMixture
 from scmreg.objective import Loss, Setup
 from scmreg.progress import Progress
 from scmreg.proofs.training import GaussianStudent
-from scmreg.proposal import Proposal
 from scmreg.recipe import Recipe
 from scmreg.rng import rewound
 from scmreg.schedule import Schedule
@@ -39,22 +39,6 @@ DISCRETE = (*COMPARISONS, "dsct", "dscd")
 STEPS = 800
 
 
-class Times(Proposal):
-    """Times that the test has chosen."""
-
-    def __init__(self, t: Tensor) -> None:
-        object.__setattr__(self, "t", t)
-
-    def sample(self, process: Any, count: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-        return self.t
-
-    def transform(self, process: Any, uniform: Tensor) -> Tensor:
-        raise AssertionError
-
-    def log_density(self, process: Any, t: Tensor) -> Tensor:
-        raise AssertionError
-
-
 class Earlier(Schedule):
     """Earlier times that the test has chosen."""
 
@@ -68,7 +52,7 @@ class Earlier(Schedule):
 def module_of(name: str, model: Denoiser, t: Tensor, r: Tensor, teacher: Denoiser | None = None, **options: Any) -> Any:
     """Build a registered objective whose pairs of times are given."""
     made = scmreg.objectives.create(name, **options)
-    object.__setattr__(made, "proposal", Times(t))
+    object.__setattr__(made, "proposal", ChosenTimes(t))
     object.__setattr__(made, "schedule", Earlier(r))
     return made.build(Setup(model, SPEC, teacher, steps=STEPS))
 

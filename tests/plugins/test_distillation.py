@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from chosen import ChosenTimes
 from strategies import PROCESSES, SIGMA_DATA, close, pair, times
 from torch import Tensor, nn
 
@@ -19,7 +20,6 @@ from scmreg.errors import CompositionError
 from scmreg.law import ExactDenoiser, GaussianMixture
 from scmreg.objective import ObjectiveModule, Setup
 from scmreg.process import Process
-from scmreg.proposal import Proposal
 from scmreg.recipe import Recipe
 from scmreg.train import _Loop, build_denoiser
 from scmreg.types import Batch, Conditions, expand
@@ -29,22 +29,6 @@ SPEC = scmreg.DataSpec("test", (D,), "points")
 MEAN = torch.tensor([0.4, -0.2, 0.1], dtype=torch.float64)
 STD = torch.tensor([0.9, 1.2, 0.5], dtype=torch.float64)
 """The law of the data, in units of their standard deviation."""
-
-
-class Fixed(Proposal):
-    """Times that the test has chosen."""
-
-    def __init__(self, t: Tensor) -> None:
-        object.__setattr__(self, "t", t)
-
-    def sample(self, process: Any, count: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-        return self.t
-
-    def transform(self, process: Any, uniform: Tensor) -> Tensor:
-        raise AssertionError
-
-    def log_density(self, process: Any, t: Tensor) -> Tensor:
-        raise AssertionError
 
 
 class Affine(nn.Module):
@@ -86,7 +70,7 @@ def law_of(model: Denoiser) -> tuple[Tensor, Tensor]:
 def built(model: Denoiser, teacher: Denoiser, t: Tensor, **options: Any) -> Any:
     """Return the module of the objective, whose fake score knows the law of the generator as it is."""
     made = scmreg.objectives.create("vsd", start="scratch", **options)
-    object.__setattr__(made, "proposal", Fixed(t))
+    object.__setattr__(made, "proposal", ChosenTimes(t))
     module = made.build(Setup(model, SPEC, teacher))
     mean, std = (x.detach() / model.process.sigma_data for x in law_of(model))
     module.fake_score = gaussian(mean, std, model.process)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from chosen import ChosenTimes
 from torch import Tensor, nn
 
 import scmreg
@@ -22,7 +23,6 @@ from scmreg.denoiser import Denoiser
 from scmreg.law import ExactDenoiser, ExactNetwork, GaussianMixture
 from scmreg.objective import Loss, Setup
 from scmreg.progress import Progress
-from scmreg.proposal import Proposal
 from scmreg.recipe import Recipe
 from scmreg.schedule import Schedule
 from scmreg.tangent import segment_begin
@@ -72,22 +72,6 @@ class Solved(nn.Module):
         return (cos * x - y) / sin + self.wiggle * sin
 
 
-class Times(Proposal):
-    """Times that the test has chosen."""
-
-    def __init__(self, t: Tensor) -> None:
-        object.__setattr__(self, "t", t)
-
-    def sample(self, process: Any, count: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-        return self.t
-
-    def transform(self, process: Any, uniform: Tensor) -> Tensor:
-        raise AssertionError
-
-    def log_density(self, process: Any, t: Tensor) -> Tensor:
-        raise AssertionError
-
-
 class Shares(Schedule):
     """Earlier times that are a share of the later ones."""
 
@@ -109,7 +93,7 @@ def gradient_at(
     with torch.no_grad():
         student.network.wiggle += shift
     made = scmreg.objectives.create(name, weighting="uniform", **options)
-    object.__setattr__(made, "proposal", Times(t))
+    object.__setattr__(made, "proposal", ChosenTimes(t))
     if share is not None:
         object.__setattr__(made, "schedule", Shares(share))
     spec = scmreg.DataSpec("truth", tuple(x0.shape[1:]), "points")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from chosen import ChosenTimes
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import (
@@ -28,33 +29,16 @@ import scmreg
 from scmreg.coordinates import convert_time, from_trig, log_ratio_rate, trig_time
 from scmreg.denoiser import Denoiser
 from scmreg.objective import Setup
-from scmreg.proposal import Proposal
 from scmreg.tangent import motion
 from scmreg.types import Batch, Conditions
 
 SPEC = scmreg.DataSpec("test", (3,), "points")
 
 
-class Fixed(Proposal):
-    """Times that the test has chosen."""
-
-    def __init__(self, t: Tensor) -> None:
-        object.__setattr__(self, "t", t)
-
-    def sample(self, process: Any, count: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-        return self.t
-
-    def transform(self, process: Any, uniform: Tensor) -> Tensor:
-        raise AssertionError
-
-    def log_density(self, process: Any, t: Tensor) -> Tensor:
-        raise AssertionError
-
-
 def loss_of(objective: str, model: Denoiser, x0: Tensor, t: Tensor, step: int = 10**9, **options: Any) -> Any:
     """Return the loss of a registered objective at given times, and the noise that it drew."""
     made = scmreg.objectives.create(objective, **options)
-    object.__setattr__(made, "proposal", Fixed(t))
+    object.__setattr__(made, "proposal", ChosenTimes(t))
     teacher = denoiser(model.process, model.parameterization, (3,), torch.Generator().manual_seed(99))
     module = made.build(Setup(model, SPEC, teacher.requires_grad_(False))).double()
     rng = torch.Generator().manual_seed(5)
@@ -137,7 +121,7 @@ def test_one_step_of_sct_is_one_step_of_the_general_form_in_other_coordinates(na
     t_hat = times(trig, 8, rng)
 
     made = scmreg.objectives.create("sct", weighting="uniform", normalization="none", start="scratch")
-    object.__setattr__(made, "proposal", Fixed(t_hat))
+    object.__setattr__(made, "proposal", ChosenTimes(t_hat))
     module = made.build(Setup(model, scmreg.DataSpec("test", (dimension,), "points")))
     ours = torch.optim.SGD(model.parameters(), 0.01)
     module.loss("main", {"model": model}, Batch(x0), 10**9, torch.Generator().manual_seed(5)).total.backward()
@@ -183,7 +167,7 @@ def test_the_tangent_vanishes_at_the_exact_consistency_function_of_a_gaussian(na
     x0, _ = pair((3,), 20, 0.4, rng)
     t = times(process, 20, rng)
     made = scmreg.objectives.create("scd", weighting="uniform", normalization="none")
-    object.__setattr__(made, "proposal", Fixed(t))
+    object.__setattr__(made, "proposal", ChosenTimes(t))
     module = made.build(Setup(student, SPEC, teacher))
     result = module.loss("main", {"model": student}, Batch(x0), 10**9, torch.Generator().manual_seed(0))
     assert float(result.logs["tangent_norm"].max()) < 1e-10
