@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "COLOURS",
     "NETWORK",
+    "brief",
     "course",
     "label",
     "logarithmic",
@@ -49,7 +50,7 @@ def on_mixture(objective: Mapping[str, Any], steps: int, **trainer: Any) -> dict
         "network": NETWORK,
         "objective": dict(objective),
         "teacher": {"source": "exact"},
-        "trainer": _trainer(steps, trainer),
+        "trainer": brief(steps, **trainer),
         "evaluation": {"steps": [1, 2], "count": 4000, "metrics": ["sliced-wasserstein", "trajectory-error"]},
     }
 
@@ -62,13 +63,14 @@ def on_digits(
         "data": "digits",
         "network": NETWORK,
         "objective": dict(objective),
-        "teacher": {"trainer": _trainer(teacher_steps, {})},
-        "trainer": _trainer(steps, trainer),
+        "teacher": {"trainer": brief(teacher_steps)},
+        "trainer": brief(steps, **trainer),
         "evaluation": {"steps": [1, 2], "metrics": list(metrics)},
     }
 
 
-def _trainer(steps: int, more: Mapping[str, Any]) -> dict[str, Any]:
+def brief(steps: int, **more: Any) -> dict[str, Any]:
+    """Return the options of a trainer that writes as little as it can."""
     # One checkpoint, unless more are asked for: they would be most of what a study writes.
     return {"steps": steps, "checkpoint_every": steps, "previews": 0, "threads": 1, **more}
 

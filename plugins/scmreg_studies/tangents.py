@@ -16,7 +16,7 @@ from scmreg.sample import load_run
 from scmreg.study import Arm, Results, Study, Verdict
 from scmreg.tangent import motion, tangent_parts
 from scmreg.types import Conditions, Count, Positive, norms
-from scmreg_studies.setting import COLOURS, NETWORK, label, logarithmic, on_digits
+from scmreg_studies.setting import COLOURS, NETWORK, brief, label, logarithmic, on_digits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,7 +60,7 @@ class TangentStability(Study, name="tangent-stability"):
                     "network": {**NETWORK, **embedding},
                     "parameterization": {"name": "unit-variance", "c_noise": c_noise},
                     "objective": "diffusion",
-                    "trainer": {"steps": self.steps, "checkpoint_every": self.steps, "previews": 0, "threads": 1},
+                    "trainer": brief(self.steps),
                     "evaluation": {"count": 500, "metrics": ["frechet"]},
                 }
                 for condition, (c_noise, embedding) in told.items()

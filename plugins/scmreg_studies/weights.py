@@ -15,6 +15,7 @@ from scmreg.types import Count, Positive
 from scmreg_studies.setting import (
     COLOURS,
     NETWORK,
+    brief,
     course,
     label,
     logarithmic,
@@ -123,7 +124,7 @@ class SwissRollAdaptiveWeighting(Study, name="swissroll-adaptive-weighting"):
                         # On the unit velocity this weight of the data's error is 1 at all times.
                         "weighting": {"name": "ect", "w_bar": "1/t^2+1/sd^2", "p": p, "c": 1e-3},
                     },
-                    "trainer": {"steps": self.steps, "checkpoint_every": self.steps, "previews": 0, "threads": 1},
+                    "trainer": brief(self.steps),
                     "evaluation": {"count": 4000, "metrics": ["sliced-wasserstein"]},
                 }
                 for p in (0.0, 0.25, 0.5, 0.75, 1.0)
