@@ -53,6 +53,7 @@ MODULES = (
     "matrix",
     "tangent",
     "recipe",
+    "settings",
     "run",
     "train",
     "sample",

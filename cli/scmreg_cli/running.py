@@ -20,6 +20,7 @@ from scmreg.recipe import Recipe
 from scmreg.registry import registry
 from scmreg.sample import Run, Weights, load_run
 from scmreg.sampler import Sampler
+from scmreg.settings import apply_settings, set_path
 from scmreg_cli import progress
 from scmreg_cli.showing import table
 
@@ -83,8 +84,8 @@ def compose(source: str | None, chosen: Mapping[str, Any], settings: Sequence[st
         chosen["teacher.source"] = str(Path(chosen["teacher.source"]).expanduser().absolute())
     # Outer components first: choosing an objective must not wipe out the weighting that was chosen inside it.
     for path in sorted(chosen, key=lambda path: path.count(".")):
-        recipe.set_path(tree, path, chosen[path])
-    recipe.apply_settings(tree, settings)
+        set_path(tree, path, chosen[path])
+    apply_settings(tree, settings)
     made = Recipe.from_tree(tree)
     if "teacher.source" in chosen and not made.objective.needs_teacher:
         raise OptionError([f"--teacher is of no use: objective '{made.objective.title}' needs no teacher"])
@@ -202,7 +203,7 @@ def evaluate(folder: Path, settings: Sequence[str], *, device: str | None, as_js
                 [f"--set {setting}: a trained run can only be judged in another way"],
                 "set evaluation.* or sampler.*",
             )
-    recipe.apply_settings(tree, settings)
+    apply_settings(tree, settings)
     if device:
         tree["trainer"]["device"] = device
     changed = dataclasses.replace(opened, recipe=Recipe.from_tree(tree))
@@ -223,7 +224,7 @@ def _process(opened: Run, name: str | None, settings: Sequence[str]) -> Process:
         return own
     same = registry("process")[name] is type(own)
     tree: dict[str, Any] = {"process": options.to_tree(own) if same else {"name": name, "sigma_data": own.sigma_data}}
-    recipe.apply_settings(tree, changes)
+    apply_settings(tree, changes)
     node = dict(tree["process"])
     built: Process = options.build(registry("process")[node.pop("name")], node)
     return built
@@ -250,13 +251,13 @@ def choose_sampler(
                 [f"--set {setting}: only options of the sampler can be set here"],
                 "write sampler.OPTION=VALUE, or with --as process.OPTION=VALUE",
             )
-    recipe.apply_settings(tree, [setting for setting in settings if setting.startswith("sampler.")])
+    apply_settings(tree, [setting for setting in settings if setting.startswith("sampler.")])
     if guidance is not None and not hasattr(registry("sampler")[tree["sampler"]["name"]], "guidance"):
         raise OptionError(
             [f"sampler '{tree['sampler']['name']}' takes no guidance"], "a solver does: --sampler heun, say"
         )
     if guidance is not None:
-        recipe.set_path(tree, "sampler.guidance", guidance)
+        set_path(tree, "sampler.guidance", guidance)
     node = dict(tree["sampler"])
     built: Sampler = options.build(registry("sampler")[node.pop("name")], node)
     if times is not None:

@@ -76,7 +76,8 @@ def test_settings_of_the_defaults():
 
 def test_every_offer_is_a_setting():
     from scmreg.options import options_of
-    from scmreg.recipe import Recipe, set_path
+    from scmreg.recipe import Recipe
+    from scmreg.settings import set_path
 
     for path in settings():
         set_path({}, path.removesuffix("="), None)

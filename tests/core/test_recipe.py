@@ -17,6 +17,7 @@ from scmreg.errors import CompositionError, OptionError, RecipeError
 from scmreg.parameterization import Parameterization, Preconditioning
 from scmreg.process import Process
 from scmreg.recipe import Recipe, Trainer
+from scmreg.settings import apply_settings
 
 names = {
     "process": st.sampled_from(sorted(scmreg.processes)),
@@ -61,7 +62,7 @@ def test_yaml_numbers() -> None:
 
 def test_paths_set_any_depth_and_keep_what_stands_beside() -> None:
     tree: dict[str, Any] = {"objective": {"name": "scd", "warmup": 5}}
-    recipes.apply_settings(
+    apply_settings(
         tree,
         [
             "objective.weighting=adaptive",
@@ -95,7 +96,7 @@ def test_paths_set_any_depth_and_keep_what_stands_beside() -> None:
 )
 def test_paths_that_lead_nowhere(setting: str, message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        recipes.apply_settings({}, [setting])
+        apply_settings({}, [setting])
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from scmreg.progress import Progress
 from scmreg.proofs import PROOFS
 from scmreg.run import execute as execute_run
 from scmreg.run import open_folder, prepare
+from scmreg.settings import apply_settings, set_path
 from scmreg_cli import main, studying
 from scmreg_cli.benching import made_of
 from scmreg_cli.checking import named
@@ -275,8 +276,8 @@ def check_names(command: str, given: dict[str, Any], further: list[str]) -> None
     for kind in registry.KINDS:
         if given.get(kind):
             assert given[kind] in registry.registry(kind)
-            recipe.set_path(tree, kind, given[kind])
-    recipe.apply_settings(tree, given.get("settings") or ())
+            set_path(tree, kind, given[kind])
+    apply_settings(tree, given.get("settings") or ())
     recipe.Recipe.from_tree(tree)
 
 
@@ -305,7 +306,7 @@ def test_settings_in_the_text_exist(page: Path) -> None:
     for path in re.findall(rf"`((?:{sections})\.[a-z_.]+)(?:=[^`]*)?`", text):
         tree = recipe.Recipe().to_tree()
         if not path.startswith("teacher.source"):
-            recipe.set_path(tree, path, None)
+            set_path(tree, path, None)
     for kind, option in re.findall(rf"`({'|'.join(registry.KINDS)})\.([a-z_]+)(?:=[^`]*)?`", text):
         known = {each.name for cls in registry.registry(kind).values() for each in options_of(cls)}
         assert option in known

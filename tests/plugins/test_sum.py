@@ -20,6 +20,7 @@ from scmreg.objective import Loss, Nets, Objective, ObjectiveModule, Phase, Setu
 from scmreg.progress import Progress
 from scmreg.recipe import Recipe, Trainer
 from scmreg.rng import derive, generator
+from scmreg.settings import apply_settings, set_path
 from scmreg.train import _Loop, build_denoiser, train
 from scmreg.types import Batch
 
@@ -312,7 +313,7 @@ def test_terms_that_start_from_different_weights() -> None:
     tree = {"objective": {"name": "sum", "terms": [{"name": "scd", "start": "scratch"}, "vsd"]}}
     with pytest.raises(CompositionError, match=r"objective.terms.scd.start is 'scratch', objective.terms.vsd.start is"):
         Recipe.from_tree(tree).check()
-    recipes.apply_settings(tree, ["objective.terms.vsd.start=scratch"])
+    apply_settings(tree, ["objective.terms.vsd.start=scratch"])
     Recipe.from_tree(tree).check()
 
 
@@ -343,9 +344,9 @@ def test_the_first_term_chooses_the_trainer_and_the_recipe_has_the_last_word() -
 
 def test_another_sum_forgets_what_was_chosen_for_the_first() -> None:
     tree: dict[str, Any] = Recipe.from_tree({"objective": "scd+vsd"}).to_tree()
-    recipes.set_path(tree, "objective", "scd+vsd")
+    set_path(tree, "objective", "scd+vsd")
     assert "trainer" in tree
-    recipes.set_path(tree, "objective", "diffusion+vsd")
+    set_path(tree, "objective", "diffusion+vsd")
     assert "trainer" not in tree
 
 
@@ -353,14 +354,14 @@ def test_paths_name_terms() -> None:
     for objective in ("scd+vsd", {"name": "sum"}, {"name": "sum", "terms": ["scd", "vsd"]}):
         tree: dict[str, Any] = {"objective": objective}
         settings = ["objective.terms.scd.warmup=9", "objective.terms.vsd.proposal.p_mean=0.1", "sampler.steps=3"]
-        recipes.apply_settings(tree, [*settings, "objective.weights=[1, 2]"])
+        apply_settings(tree, [*settings, "objective.weights=[1, 2]"])
         made = Recipe.from_tree(tree)
         scd, vsd = made.objective.terms  # type: ignore[attr-defined]
         assert (scd.warmup, vsd.proposal.p_mean, vsd.proposal.p_std) == (9, 0.1, 2.0)
         assert made.objective.weights == (1.0, 2.0)  # type: ignore[attr-defined]
         assert (made.sampler.name, made.sampler.steps) == ("consistency", 3)
     tree = {}
-    recipes.apply_settings(tree, ["evaluation.metrics.frechet.splits=3"])
+    apply_settings(tree, ["evaluation.metrics.frechet.splits=3"])
     metrics = Recipe.from_tree(tree).evaluation.metrics
     assert [metric.name for metric in metrics] == [metric.name for metric in Recipe().evaluation.metrics]
     assert metrics[0].splits == 3
@@ -379,7 +380,7 @@ def test_paths_name_terms() -> None:
 )
 def test_paths_that_lead_nowhere(setting: str, words: list[str]) -> None:
     with pytest.raises(OptionError) as error:
-        recipes.apply_settings({"objective": "scd+vsd"}, [setting])
+        apply_settings({"objective": "scd+vsd"}, [setting])
     for word in words:
         assert word in str(error.value)
 
@@ -387,9 +388,9 @@ def test_paths_that_lead_nowhere(setting: str, words: list[str]) -> None:
 def test_a_list_that_names_a_component_twice_or_is_none() -> None:
     tree: dict[str, Any] = {"evaluation": {"metrics": ["frechet", {"name": "frechet", "splits": 2}]}}
     with pytest.raises(OptionError, match="more than one 'frechet'"):
-        recipes.set_path(tree, "evaluation.metrics.frechet.splits", 3)
+        set_path(tree, "evaluation.metrics.frechet.splits", 3)
     with pytest.raises(OptionError, match=r"objective\.terms is 'scd', which has no options to set"):
-        recipes.set_path({"objective": {"name": "sum", "terms": "scd"}}, "objective.terms.scd.warmup", 3)
+        set_path({"objective": {"name": "sum", "terms": "scd"}}, "objective.terms.scd.warmup", 3)
 
 
 @pytest.mark.parametrize(
