@@ -7,16 +7,30 @@ imports what it needs when it is called.
 from __future__ import annotations
 
 import enum
-import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from scmreg import restriction
 from scmreg.errors import ScmError
 from scmreg_cli import completion
+from scmreg_cli.parameters import (
+    Device,
+    Guidance,
+    Json,
+    NoPlugins,
+    Plugin,
+    RecipeSource,
+    RunFolder,
+    RunName,
+    RunsFolder,
+    SamplerSteps,
+    SamplerTimes,
+    Set,
+    Weights,
+    selector,
+)
 
 __all__ = ["app", "main"]
 
@@ -36,68 +50,6 @@ class New(enum.StrEnum):
     plugin = "plugin"
 
 
-def _load_plugins(paths: list[Path] | None) -> list[Path] | None:
-    if paths:
-        from scmreg import registry
-
-        for path in paths:
-            registry.load_file(path)
-    return paths
-
-
-def _without_plugins(asked: bool) -> bool:
-    if asked:
-        # Where processes that this one starts find it too.
-        os.environ[restriction.VARIABLE] = ""
-    return asked
-
-
-def _selector(kind: str, what: str) -> Any:
-    return typer.Option(
-        f"--{kind}",
-        help=what,
-        metavar="NAME",
-        autocompletion=completion.names(kind),
-        rich_help_panel="Components",
-    )
-
-
-Plugin = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--plugin",
-        help="Load a plugin from a Python file.",
-        metavar="FILE.py",
-        callback=_load_plugins,
-    ),
-]
-NoPlugins = Annotated[
-    bool,
-    typer.Option(
-        "--no-plugins",
-        help="Load no plugin of others: built-ins, and what [cyan]--plugin[/] names.",
-        callback=_without_plugins,
-        is_eager=True,  # before --plugin, which loads
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout instead of a table.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        "-s",
-        help="Set any option of the recipe, at any depth: [cyan]objective.proposal.p_mean=-1[/].",
-        metavar="PATH=VALUE",
-        autocompletion=completion.settings,
-    ),
-]
-Device = Annotated[str | None, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1, mps.")]
-RunFolder = Annotated[
-    Path,
-    typer.Argument(help="A run directory.", metavar="RUN", autocompletion=completion.runs, show_default=False),
-]
-
-
 @app.command(
     epilog="Examples:\n\n"
     "scm run --process trigflow --objective scd\n\n"
@@ -106,14 +58,14 @@ RunFolder = Annotated[
     "scm run --resume runs/trigflow-scd-digits-s0"
 )
 def run(
-    process: Annotated[str | None, _selector("process", "How data turn into noise.")] = None,
-    parameterization: Annotated[str | None, _selector("parameterization", "What the network output means.")] = None,
-    network: Annotated[str | None, _selector("network", "What is trained.")] = None,
-    objective: Annotated[str | None, _selector("objective", "What is minimised.")] = None,
-    weighting: Annotated[str | None, _selector("weighting", "Weight of each time in the objective.")] = None,
-    proposal: Annotated[str | None, _selector("proposal", "Distribution of training times.")] = None,
-    data: Annotated[str | None, _selector("data", "What is modelled.")] = None,
-    sampler: Annotated[str | None, _selector("sampler", "How samples are drawn.")] = None,
+    process: Annotated[str | None, selector("process", "How data turn into noise.")] = None,
+    parameterization: Annotated[str | None, selector("parameterization", "What the network output means.")] = None,
+    network: Annotated[str | None, selector("network", "What is trained.")] = None,
+    objective: Annotated[str | None, selector("objective", "What is minimised.")] = None,
+    weighting: Annotated[str | None, selector("weighting", "Weight of each time in the objective.")] = None,
+    proposal: Annotated[str | None, selector("proposal", "Distribution of training times.")] = None,
+    data: Annotated[str | None, selector("data", "What is modelled.")] = None,
+    sampler: Annotated[str | None, selector("sampler", "How samples are drawn.")] = None,
     teacher: Annotated[
         str | None,
         typer.Option(
@@ -123,19 +75,12 @@ def run(
             autocompletion=completion.runs,
         ),
     ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help="Start from a recipe: a packaged one by name, a YAML file, or a run.",
-            metavar="NAME|FILE",
-            autocompletion=completion.recipes,
-        ),
-    ] = None,
+    recipe: RecipeSource = None,
     settings: Set = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything that training draws.", min=0)] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps of the model.", min=1)] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the run directory.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where run directories are kept; ./runs if not given.")] = None,
+    name: RunName = None,
+    out: RunsFolder = None,
     resume: Annotated[
         Path | None,
         typer.Option(help="Go on with a run that was stopped.", metavar="RUN", autocompletion=completion.runs),
@@ -230,15 +175,8 @@ def sample(
         int | None,
         typer.Option(help="Number of samples; as many as labels, or 10 a class, if not given.", min=1),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of the sampler.", min=1)] = None,
-    times: Annotated[
-        str | None,
-        typer.Option(
-            help="Falling TrigFlow times: of the steps after the first for consistency (1.1 or 1.3,0.8), of all steps"
-            " for a solver.",
-            metavar="T,T,...",
-        ),
-    ] = None,
+    steps: SamplerSteps = None,
+    times: SamplerTimes = None,
     labels: Annotated[
         str | None,
         typer.Option(help="Classes by index, repeated to the count: 7 or 3,1,4.", metavar="L,L,..."),
@@ -247,11 +185,8 @@ def sample(
         str,
         typer.Option("--seed", "--seeds", help="Seed of the first sample, or of each: 7 or 3,1,4.", metavar="S,S,..."),
     ] = "0",
-    sampler: Annotated[str | None, _selector("sampler", "How samples are drawn.")] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(help="Scale of classifier-free guidance: of a solver, where 1 is none, or distilled.", min=0),
-    ] = None,
+    sampler: Annotated[str | None, selector("sampler", "How samples are drawn.")] = None,
+    guidance: Guidance = None,
     process: Annotated[
         str | None,
         typer.Option(
@@ -261,7 +196,7 @@ def sample(
             autocompletion=completion.names("process"),
         ),
     ] = None,
-    weights: Annotated[str, typer.Option(help="ema (averaged) or raw.")] = "ema",
+    weights: Weights = "ema",
     out: Annotated[
         Path | None,
         typer.Option(help="A .png or .npz file; RUN/samples/sample.png if not given.", metavar="FILE"),
@@ -377,22 +312,15 @@ def import_(
             show_default=False,
         ),
     ],
-    process: Annotated[str | None, _selector("process", "How data turn into noise.")] = None,
-    parameterization: Annotated[str | None, _selector("parameterization", "What the network output means.")] = None,
-    network: Annotated[str | None, _selector("network", "What was trained.")] = None,
-    objective: Annotated[str | None, _selector("objective", "What was minimised; diffusion if not given.")] = None,
-    data: Annotated[str | None, _selector("data", "What was modelled.")] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help="Start from a recipe: a packaged one by name, a YAML file, or a run.",
-            metavar="NAME|FILE",
-            autocompletion=completion.recipes,
-        ),
-    ] = None,
+    process: Annotated[str | None, selector("process", "How data turn into noise.")] = None,
+    parameterization: Annotated[str | None, selector("parameterization", "What the network output means.")] = None,
+    network: Annotated[str | None, selector("network", "What was trained.")] = None,
+    objective: Annotated[str | None, selector("objective", "What was minimised; diffusion if not given.")] = None,
+    data: Annotated[str | None, selector("data", "What was modelled.")] = None,
+    recipe: RecipeSource = None,
     settings: Set = None,
-    name: Annotated[str | None, typer.Option(help="Name of the run directory.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where run directories are kept; ./runs if not given.")] = None,
+    name: RunName = None,
+    out: RunsFolder = None,
     json: Json = False,
     plugin: Plugin = None,
     no_plugins: NoPlugins = False,
@@ -428,17 +356,11 @@ def export(
             help="program: a program of torch, of any run. diffusers: a model of diffusers, if the network is one.",
         ),
     ] = "program",
-    sampler: Annotated[str | None, _selector("sampler", "How the folder samples.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of the sampler.", min=1)] = None,
-    times: Annotated[
-        str | None,
-        typer.Option(help="Falling TrigFlow times of the sampler, as for `scm sample`.", metavar="T,T,..."),
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(help="Scale of classifier-free guidance: of a solver, where 1 is none, or distilled.", min=0),
-    ] = None,
-    weights: Annotated[str, typer.Option(help="ema (averaged) or raw.")] = "ema",
+    sampler: Annotated[str | None, selector("sampler", "How the folder samples.")] = None,
+    steps: SamplerSteps = None,
+    times: SamplerTimes = None,
+    guidance: Guidance = None,
+    weights: Weights = "ema",
     settings: Set = None,
     json: Json = False,
     plugin: Plugin = None,

@@ -32,6 +32,7 @@ __all__ = [
     "on_digits",
     "on_mixture",
     "plot_course",
+    "plot_curves",
     "plot_dots",
     "rising",
     "scaled",
@@ -134,18 +135,25 @@ def logarithmic(axes: Axes, across: float | None = None) -> None:
         axes.set_xscale("log", base=across)
 
 
-def plot_course(axes: Axes, results: Results, figure: str, conditions: Sequence[str] | None = None) -> None:
-    """Draw a figure over training: the mean of the seeds, and between the smallest and the largest a shade."""
-    for colour, condition in zip(_colours(), conditions or results.conditions, strict=False):
+def plot_curves(axes: Axes, results: Results, along: str, figure: str) -> None:
+    """Draw a figure that is a list along another: the mean of the seeds, and between the smallest and the largest a
+    shade; what diverged is named.
+    """
+    for colour, condition in zip(_colours(), results.conditions, strict=False):
         curves = results.curves(condition, figure)
         if not len(curves):
             axes.plot([], [], color=colour, label=f"{condition} (diverged)")
             continue
-        steps = results.curves(condition, "step")[0]
-        axes.plot(steps, curves.mean(0), color=colour, label=condition)
-        axes.fill_between(steps, curves.min(0), curves.max(0), color=colour, alpha=0.15, linewidth=0)
-    axes.set_xlabel("training steps")
+        x = results.curves(condition, along)[0]
+        axes.plot(x, curves.mean(0), color=colour, label=condition)
+        axes.fill_between(x, curves.min(0), curves.max(0), color=colour, alpha=0.15, linewidth=0)
     logarithmic(axes)
+
+
+def plot_course(axes: Axes, results: Results, figure: str) -> None:
+    """Draw a figure over training."""
+    plot_curves(axes, results, "step", figure)
+    axes.set_xlabel("training steps")
 
 
 def plot_dots(axes: Axes, results: Results, figures: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from scmreg.sample import load_run
 from scmreg.study import Arm, Results, Study, Verdict
 from scmreg.tangent import motion, tangent_parts
 from scmreg.types import Conditions, Count, Positive, norms
-from scmreg_studies.setting import COLOURS, NETWORK, brief, label, logarithmic, on_digits
+from scmreg_studies.setting import COLOURS, NETWORK, brief, label, logarithmic, on_digits, plot_curves
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -136,15 +136,7 @@ class TangentStability(Study, name="tangent-stability"):
             (r"$\Vert\nabla_x f\cdot dx/dt\Vert$", r"$\Vert\partial_t f\Vert$"),
             strict=True,
         ):
-            for colour, condition in zip(COLOURS, results.conditions, strict=False):
-                curves = results.curves(condition, name)
-                if not len(curves):
-                    axes.plot([], [], color=colour, label=f"{condition} (diverged)")
-                    continue
-                times = results.curves(condition, "t")[0]
-                axes.plot(times, curves.mean(0), color=colour, label=condition)
-                axes.fill_between(times, curves.min(0), curves.max(0), color=colour, alpha=0.15, linewidth=0)
-            logarithmic(axes)
+            plot_curves(axes, results, "t", name)
             axes.set_xlabel("TrigFlow time t")
             label(axes, "norm", title)
 

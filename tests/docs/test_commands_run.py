@@ -29,13 +29,12 @@ from test_pages import (  # noqa: F401  fixtures
     _own_registry,
     check_command,
     follow,
-    fresh_registry,
+    invoke,
     name,
     trained,
 )
 
 import scmreg
-from scmreg_cli import main
 
 pytestmark = pytest.mark.slow
 
@@ -86,7 +85,8 @@ def happen(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     if words[1] == "study" and len(words) > 2:
         assert " ".join(words[1:3]) in FEW, f"say in FEW what makes scm {' '.join(words[1:3])} a matter of seconds"
     arguments = small(words[1:], monkeypatch, capsys)
-    assert invoke(arguments, monkeypatch, capsys)[0] == FAILS.get(shlex.join(words), 0)
+    status, printed, said = invoke(arguments, monkeypatch, capsys)
+    assert status == FAILS.get(shlex.join(words), 0), f"{shlex.join(words)}\n{printed}\n{said}"
 
 
 def small(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -105,8 +105,8 @@ def small(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 def tiny(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[str]:
     """Return what makes a training a matter of a second, as far as its recipe has it."""
-    status, printed = invoke([*arguments, "--dry-run"], monkeypatch, capsys)
-    assert status == 0
+    status, printed, said = invoke([*arguments, "--dry-run"], monkeypatch, capsys)
+    assert status == 0, said
     tree = yaml.safe_load(printed)
     settings = ["trainer.batch_size=16", "evaluation.count=20", "evaluation.metrics=[memorization,trajectory-error]"]
     settings += ["trainer.previews=0", "trainer.workers=0"]
@@ -117,24 +117,6 @@ def tiny(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     if "--teacher" not in arguments:
         settings += ["teacher.trainer.steps=2", "teacher.trainer.batch_size=16"]
     return ["--steps", "2", *(word for setting in settings for word in ("--set", setting))]
-
-
-def invoke(
-    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> tuple[object, str]:
-    """Run the program as its entry point does, and return its status and stdout; a message goes on to stderr."""
-    monkeypatch.setattr(sys, "argv", ["scm", *arguments])
-    capsys.readouterr()
-    status: object = 0
-    with fresh_registry():
-        try:
-            main.main()
-        except SystemExit as end:
-            status = end.code or 0
-    printed = capsys.readouterr()
-    if status:
-        print(f"scm {shlex.join(arguments)}\n{printed.out}\n{printed.err}", file=sys.stderr)
-    return status, printed.out
 
 
 def bring(folder: Path) -> None:

@@ -238,7 +238,16 @@ def check_run(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 def execute(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
-    """Run the program as its entry point does, and return its stdout."""
+    """Run the program, which must end well, and return its stdout."""
+    status, printed, said = invoke(arguments, monkeypatch, capsys)
+    assert not status, f"scm {shlex.join(arguments)}\n{said}"
+    return printed
+
+
+def invoke(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[object, str, str]:
+    """Run the program as its entry point does, and return its status, stdout and stderr."""
     monkeypatch.setattr(sys, "argv", ["scm", *arguments])
     capsys.readouterr()
     status: object = 0
@@ -246,10 +255,9 @@ def execute(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytes
         try:
             main.main()
         except SystemExit as end:
-            status = end.code
+            status = end.code or 0
     printed = capsys.readouterr()
-    assert not status, f"scm {shlex.join(arguments)}\n{printed.err}"
-    return printed.out
+    return status, printed.out, printed.err
 
 
 def parse(arguments: list[str]) -> None:
