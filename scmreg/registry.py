@@ -12,7 +12,7 @@ import functools
 import importlib
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -21,7 +21,7 @@ from scmreg.component import Component
 from scmreg.errors import OptionError, ScmError, UnknownComponentError, did_you_mean
 from scmreg.kinds import KINDS
 
-__all__ = ["KINDS", "Registry", "blame", "load_file", "plugins", "registry", "spelled_out"]
+__all__ = ["KINDS", "Registry", "blame", "guests", "load_file", "plugins", "registry", "spelled_out"]
 
 C = TypeVar("C", bound=Component)
 
@@ -104,6 +104,12 @@ def blame(error: BaseException) -> str | None:
         f"{inside} failed, which comes from plugin '{owner.name}' ({owner.source}): tell its author, or leave it out by"
         " --no-plugins"
     )
+
+
+def guests(components: Iterable[Component]) -> dict[str, str]:
+    """Return the third-party plugins that components come from: name, and distribution and version, or file."""
+    used = {type(component) for component in components}
+    return {plugin.name: plugin.source for plugin in plugins() if not plugin.ours and used & {*plugin.components}}
 
 
 class Registry(Mapping[str, type[C]], Generic[C]):

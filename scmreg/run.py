@@ -27,7 +27,14 @@ from scmreg.component import Component
 from scmreg.data import Dataset, DataSpec
 from scmreg.denoiser import Denoiser
 from scmreg.discovery import LOOSE
-from scmreg.errors import CheckpointError, CompositionError, OutputError, RecipeError, UnavailableError
+from scmreg.errors import (
+    CheckpointError,
+    CompositionError,
+    OptionError,
+    OutputError,
+    RecipeError,
+    UnavailableError,
+)
 from scmreg.evaluate import Judge, Result
 from scmreg.law import ExactDenoiser
 from scmreg.log import need_tensorboard
@@ -37,7 +44,7 @@ from scmreg.pictures import comparison
 from scmreg.progress import Progress
 from scmreg.recipe import Recipe, read
 from scmreg.registry import registry
-from scmreg.sample import Run, load_run
+from scmreg.sample import Run, load_run, resolved
 from scmreg.sampler import Sampler
 from scmreg.train import (
     Interrupted,
@@ -473,7 +480,13 @@ def recipe_of(folder: Path) -> Recipe:
     """
     if not folder.is_dir():
         raise RecipeError(f"no run directory {folder}", "runs are kept under runs/; `scm run` makes one")
-    return Recipe.from_tree(read(folder))
+    tree, newest = read(folder), checkpoint.latest(folder / "checkpoints")
+    try:
+        return Recipe.from_tree(tree)
+    except OptionError:  # by a plugin that is not here? A checkpoint knows
+        if newest is None:
+            raise
+        return resolved(tree, checkpoint.load(newest).meta, folder)
 
 
 def _parameter() -> Any:

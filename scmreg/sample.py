@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,11 +18,12 @@ from scmreg.errors import CheckpointError, CompositionError, DivergenceError, Op
 from scmreg.process import Process
 from scmreg.progress import Progress
 from scmreg.recipe import Recipe
+from scmreg.registry import plugins
 from scmreg.sampler import Noise, Sampler
 from scmreg.train import build_denoiser, resolve_device
 from scmreg.types import Conditions
 
-__all__ = ["Run", "draw", "load_run"]
+__all__ = ["Run", "draw", "load_run", "resolved"]
 
 Weights = Literal["ema", "raw"]
 
@@ -106,13 +107,33 @@ def load_run(path: str | Path) -> Run:
         recipe, spec = saved.meta["recipe"], DataSpec.from_json(saved.meta["data"])
     except (KeyError, TypeError):
         raise CheckpointError(f"the metadata of {found} lack the recipe or the data") from None
+    return Run(folder, resolved(recipe, saved.meta, folder), spec, saved)
+
+
+def resolved(tree: Mapping[str, Any], meta: Mapping[str, Any], folder: Path) -> Recipe:
+    """Build the recipe of a run.
+
+    Args:
+        tree: the recipe as plain values.
+        meta: metadata of a checkpoint of the run, as far as there is one.
+        folder: the run directory.
+
+    Raises:
+        CheckpointError: naming the plugins that the run was made with and that are not here, if it cannot be built.
+        OptionError: if it cannot be built for another reason.
+    """
     try:
-        made = Recipe.from_tree(recipe)
+        return Recipe.from_tree(tree)
     except OptionError as error:
-        hint = "what a plugin brought is there only where it is installed: install it, or name its file by --plugin"
-        missing = any(" called " in problem for problem in error.problems)
-        raise OptionError(error.problems, *error.advice, hint if missing else None) from None
-    return Run(folder, made, spec, saved)
+        here = {plugin.name for plugin in plugins() if plugin.components}
+        gone = [f"'{name}' ({source})" for name, source in meta.get("plugins", {}).items() if name not in here]
+        if not gone:
+            raise
+        raise CheckpointError(
+            f"{folder} was made with plugin {', '.join(gone)}, which is not here",
+            "install it, or name its file by --plugin",
+            *error.problems,
+        ) from None
 
 
 def draw(

@@ -39,6 +39,7 @@ from scmreg.objective import Loss, Phase, Setup
 from scmreg.optimizer import decay, load_state, make_optimizer, options_of_phase, state_tensors
 from scmreg.progress import Progress
 from scmreg.recipe import Recipe, Trainer
+from scmreg.registry import guests
 from scmreg.rng import derive, generator
 from scmreg.types import Batch, Conditions
 
@@ -282,6 +283,7 @@ class _Loop:
         meta = {
             "scmreg": __version__,
             "recipe": self.recipe.to_tree(),
+            "plugins": guests(self.recipe.components()),
             "data": self.dataset.spec.to_json(),
             "data_digest": self.dataset.digest,
             "teacher": self.teacher_run,

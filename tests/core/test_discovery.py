@@ -351,8 +351,12 @@ def test_a_run_of_a_plugin_that_is_gone_says_so(tmp_path, scm, tiny_diffusion):
     said = ("run", "--process", "mine", "--objective", "diffusion", "--data", "swissroll", "--set", "data.count=60")
     made = scm(*said, *tiny_diffusion, "--out", tmp_path, "--name", "guest", "--plugin", tmp_path / "mine.py")
     assert made.code == 0, made.err
-    registry._state.components["process"].pop("mine")
-    result = scm("sample", tmp_path / "guest", "--out", tmp_path / "x.npz")
-    assert result.code == 2
-    assert "no process called 'mine'" in result.err
-    assert "install it, or name its file by --plugin" in result.err
+    state = registry._state
+    state.components["process"].pop("mine")
+    state.plugins = [plugin for plugin in state.plugins if plugin.name != "mine"]
+    for words in (("sample", tmp_path / "guest", "--out", tmp_path / "x.npz"), ("cite", tmp_path / "guest")):
+        result = scm(*words)
+        assert result.code == 2
+        assert f"was made with plugin 'mine' ({tmp_path / 'mine.py'}), which is not here" in result.err
+        assert "install it, or name its file by --plugin" in result.err
+        assert "no process called 'mine'" in result.err
