@@ -138,7 +138,8 @@ def load_file(path: str | Path, taken: dict[tuple[str, str], str]) -> Plugin:
 
     plugin = _load(path.stem, str(path), load, taken, fatal=False)
     if plugin.error:
-        raise PluginError(f"plugin file {path}: {plugin.error}", plugin.detail or None)
+        installed = "if it is installed, leave out --plugin" if "already taken" in plugin.error else None
+        raise PluginError(f"plugin file {path}: {plugin.error}", installed, plugin.detail or None)
     return plugin
 
 
