@@ -290,8 +290,9 @@ def test_a_loose_file(tmp_path):
     assert plugin.source == str(tmp_path / "loose.py")
     assert scmreg.processes["mine"] in plugin.components
     assert registry.plugins()[-1] is plugin
-    with pytest.raises(PluginError, match=r"process 'mine' is already taken by loose \("):
+    with pytest.raises(PluginError, match=r"process 'mine' is already taken by loose \(") as caught:
         registry.load_file(tmp_path / "loose.py")
+    assert "if it is installed, leave out --plugin" in str(caught.value)
 
 
 @pytest.mark.usefixtures("registries")
